@@ -1,0 +1,241 @@
+"""One job: build what the settings describe, fit, test, write the results down."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from tautnet import logkeys
+from tautnet.config import ConfigError, build, plain
+from tautnet.optim.settings import role_settings
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+# What a trained model depends on; with ``ckpt`` these must be as they were.
+_BUILDING = ("model", "activation", "norm")
+_TRAINING = (*_BUILDING, "optimizer", "scheduler", "regularizer", "seed")
+
+
+def run(config: DictConfig) -> float | None:
+    """Run one job and return the objective, the metric that ``objective`` names, if it was measured.
+
+    Nothing is written before every setting has proved usable; a refused job leaves no directory behind.
+
+    Args:
+        config: the composed ``conf/train.yaml``.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    run_dir = Path(config.run_dir)
+    try:
+        job = _prepare(config)
+    except BaseException:
+        if run_dir.is_dir() and not any(run_dir.iterdir()):
+            run_dir.rmdir()  # Hydra made it
+        raise
+    return _execute(*job, run_dir)
+
+
+def _prepare(config: DictConfig) -> tuple[dict[str, Any], pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
+    overrides = list(HydraConfig.get().overrides.task)
+    settings = plain(config)
+    if settings["ckpt"] is not None:
+        settings, overrides = _continued(settings, overrides)
+    settings["overrides"] = overrides
+    run_dir = Path(settings["run_dir"])
+    if any((run_dir / name).exists() for name in ("config.yaml", "result.json")):
+        raise ConfigError(f"{run_dir}: holds a run already; name another directory by hydra.run.dir or hydra.sweep.dir")
+    _try_parts(settings)
+    return settings, *_assemble(settings)
+
+
+def _try_parts(settings: Mapping[str, Any]) -> None:
+    """Try what needs torch alone, so that a mistake there is answered before Lightning's slow import."""
+    for key in ("activation", "norm.output"):
+        part = settings
+        for name in key.split("."):
+            part = part[name]
+        build(part, key)(1)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))])
+    build(settings["scheduler"], "scheduler", optimizer=optimizer, total_steps=1)
+    role_settings(settings["optimizer"])
+
+
+def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
+    _silence_known_warnings()
+    import pytorch_lightning as pl
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    pl.seed_everything(settings["seed"], verbose=False)
+    data = build(settings["data"], "data")
+    spec = settings | {"input_shape": list(data.input_shape), "num_outputs": data.num_outputs}
+    model = build({"_target_": settings["model"]["_target_"]}, "model", config=spec)
+    callbacks = list(build(settings["callbacks"], "callbacks").values())
+    saves = any(isinstance(callback, pl.callbacks.ModelCheckpoint) for callback in callbacks)
+    try:
+        trainer = build(
+            settings["trainer"],
+            "trainer",
+            callbacks=callbacks,
+            logger=list(build(settings["logger"], "logger").values()) or False,
+            enable_checkpointing=saves,
+            default_root_dir=settings["run_dir"],
+        )
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {error}") from error
+    return trainer, model, data
+
+
+def _execute(
+    settings: dict[str, Any],
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    data: pl.LightningDataModule,
+    run_dir: Path,
+) -> float | None:
+    OmegaConf.save(OmegaConf.create(settings), run_dir / "config.yaml")
+    metrics: dict[str, float] = {}
+    weights = settings["ckpt"]
+    if "fit" in settings["run"]:
+        start = time.perf_counter()
+        trainer.fit(model, data, ckpt_path=weights)
+        metrics[logkeys.FIT_SECONDS] = time.perf_counter() - start
+        metrics |= _numbers(trainer)
+        if trainer.interrupted:
+            return None
+        weights = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        trainer.validate(model, data, ckpt_path=weights, verbose=False)  # of the weights that are tested
+        metrics |= _numbers(trainer)
+    if "test" in settings["run"]:
+        trainer.test(model, data, ckpt_path=weights, verbose=False)
+        metrics |= _numbers(trainer)
+    if trainer.is_global_zero:
+        _write_down(settings, metrics, trainer, run_dir)
+    return metrics.get(settings["objective"])
+
+
+def _numbers(trainer: pl.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The settings of the checkpoint's run with this command line's overrides on top."""
+    path = settings["ckpt"]
+    saved = _saved_settings(path)
+    named = {_name(override) for override in overrides}
+    combined = [o for o in saved["overrides"] if _name(o) not in named | {"ckpt", "run"}] + overrides
+    settings = plain(compose("train", overrides=combined))
+    for key in _TRAINING if "fit" in settings["run"] else _BUILDING:
+        difference = _difference(saved[key], settings[key], key)
+        if difference is not None:
+            raise ConfigError(f"{difference[0]}={difference[2]}: {path} was trained with {difference[1]}")
+    return settings, combined
+
+
+def _name(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _difference(saved: Any, asked: Any, key: str) -> tuple[str, Any, Any] | None:
+    """Key, saved and asked value of the first place where two plain settings differ."""
+    if isinstance(saved, dict) and isinstance(asked, dict):
+        for name in sorted(saved.keys() | asked.keys()):
+            found = _difference(saved.get(name), asked.get(name), f"{key}.{name}")
+            if found is not None:
+                return found
+        return None
+    return None if saved == asked else (key, saved, asked)
+
+
+def _saved_settings(path: str) -> dict[str, Any]:
+    """The settings inside a checkpoint; nothing in the file is executed."""
+    if not Path(path).is_file():
+        raise ConfigError(f"ckpt={path}: no such file; a checkpoint is, for example, <run>/checkpoints/last.ckpt")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"]["config"]
+        saved["overrides"], *(saved[key] for key in _TRAINING)
+    except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ConfigError(f"ckpt={path}: not a checkpoint of tautnet, or a damaged one") from error
+    return dict(saved)
+
+
+def _write_down(settings: dict[str, Any], metrics: dict[str, float], trainer: pl.Trainer, run_dir: Path) -> None:
+    result = {
+        "metrics": metrics,
+        "seed": settings["seed"],
+        "overrides": settings["overrides"],
+        "git": _git_hash(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("tautnet", "torch", "pytorch-lightning", "hydra-core")},
+    }
+    (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    for logger in trainer.loggers:
+        logger.log_hyperparams(_flat(settings), {f"final/{name}": value for name, value in metrics.items()})
+        logger.finalize("success")
+    _print_summary(metrics, run_dir, bool(trainer.loggers))
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys, which the hparams table needs."""
+    if not isinstance(settings, dict):
+        return {prefix: settings if isinstance(settings, (int, float, str, bool)) else str(settings)}
+    return {key: v for name, value in settings.items() for key, v in _flat(value, f"{prefix}.{name}" if prefix else name).items()}
+
+
+def _git_hash() -> str | None:
+    """Commit of the checkout that this file lies in, with ``+`` if tracked files differ; None outside one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False).returncode == 0
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit if clean else f"{commit}+"
+
+
+def _print_summary(metrics: Mapping[str, float], run_dir: Path, logged: bool) -> None:
+    rows = (
+        ("test accuracy", logkeys.accuracy("test"), "{:.4f}"),
+        ("Lipschitz bound, p = 2", logkeys.LIPSCHITZ_BOUND, "{:.4g}"),
+        ("Lipschitz observed, p = 2", logkeys.LIPSCHITZ_LOWER, "{:.4g}"),
+        ("active knots", logkeys.ACTIVE_KNOTS, "{:.0f}"),
+        ("seconds of training", logkeys.FIT_SECONDS, "{:.1f}"),
+    )
+    table = Table(show_header=False)
+    for label, key, form in rows:
+        if key in metrics:
+            table.add_row(label, form.format(metrics[key]))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    console.print(f"results in {run_dir}", markup=False)
+    if logged:
+        console.print(f"look at it: tensorboard --logdir {_relative(run_dir)}", markup=False)
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _silence_known_warnings() -> None:
+    """Messages of libraries that a user can do nothing about."""
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)  # Lightning with torch >= 2.9
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")  # the data is in memory
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "Tip" not in r.getMessage())

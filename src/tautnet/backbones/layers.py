@@ -1,0 +1,88 @@
+"""The factory that every backbone is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from tautnet.factories import ActivationFactory, OutputNormFactory, WeightNorm
+
+
+def check_widths(name: str, widths: Sequence[int], least: int) -> None:
+    """Raise ValueError unless ``widths`` are at least ``least`` positive integers."""
+    if len(widths) < least or any(width < 1 for width in widths):
+        raise ValueError(f"{name}={list(widths)}: {least} or more integers of at least 1")
+
+
+def check_image_shape(backbone: str, input_shape: Sequence[int]) -> None:
+    """Raise ValueError unless ``input_shape`` is (channels, height, width)."""
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"{backbone} takes images (channels, height, width), the data has shape {tuple(input_shape)}; use model=mlp"
+        )
+
+
+@dataclass(frozen=True)
+class LayerFactory:
+    """Makes layers with the chosen activation, output normalizer and weight normalizer.
+
+    Weights start He-normal (He, Zhang, Ren, Sun 2015; variance 2 / fan_in, the gain of ReLU-like activations), biases
+    at 0. A layer in front of a normalizer has no bias, since the normalizer shifts.
+
+    Args:
+        activation: num_channels -> module.
+        output_norm: num_channels -> module; an ``nn.Identity`` means none.
+        weight_norm: layer -> the same layer with its weight parametrised.
+    """
+
+    activation: ActivationFactory
+    output_norm: OutputNormFactory
+    weight_norm: WeightNorm
+
+    def __post_init__(self) -> None:
+        for name in ("activation", "output_norm", "weight_norm"):
+            value = getattr(self, name)
+            if isinstance(value, nn.Module) or not callable(value):
+                raise ValueError(f"{name}={value!r}: a factory is needed (in a config: _partial_: true)")
+
+    def linear(self, in_features: int, out_features: int, *, bias: bool = True) -> nn.Module:
+        """A dense layer (N, I) -> (N, O)."""
+        return self._finish(nn.Linear(in_features, out_features, bias=bias))
+
+    def conv(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, bias: bool = True
+    ) -> nn.Module:
+        """A 2-D convolution of odd kernel size, zero padded so that stride 1 keeps the image size."""
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=bias)
+        return self._finish(conv)
+
+    def linear_norm_act(self, in_features: int, out_features: int) -> list[nn.Module]:
+        """Dense layer, normalizer, activation."""
+        norm = self.output_norm(out_features)
+        linear = self.linear(in_features, out_features, bias=isinstance(norm, nn.Identity))
+        return [linear, norm, self.activation(out_features)]
+
+    def conv_norm(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1
+    ) -> list[nn.Module]:
+        """Convolution, normalizer."""
+        norm = self.output_norm(out_channels)
+        bias = isinstance(norm, nn.Identity)
+        return [self.conv(in_channels, out_channels, kernel_size, stride=stride, bias=bias), norm]
+
+    def conv_norm_act(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1
+    ) -> list[nn.Module]:
+        """Convolution, normalizer, activation."""
+        return [
+            *self.conv_norm(in_channels, out_channels, kernel_size, stride=stride),
+            self.activation(out_channels),
+        ]
+
+    def _finish(self, layer: nn.Linear | nn.Conv2d) -> nn.Module:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+        return self.weight_norm(layer)

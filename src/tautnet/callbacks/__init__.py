@@ -1,0 +1,6 @@
+"""Lightning callbacks: what is watched during training."""
+
+from tautnet.callbacks.lipschitz_monitor import LipschitzMonitor
+from tautnet.callbacks.spline_monitor import SplineMonitor
+
+__all__ = ["LipschitzMonitor", "SplineMonitor"]

@@ -1,0 +1,107 @@
+"""What the learned activations look like while they train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tautnet import logkeys
+from tautnet.activations import AbstractActivation, LinearSpline
+from tautnet.models.base import AbstractModel
+from tautnet.splines.plot import plot_activation
+
+
+class SplineMonitor(pl.Callback):
+    """Logs active knots and TV(2) of all splines, and a figure of each layer's learned activations.
+
+    The figures show the curves, their knots and, shaded, the range that the layer's inputs visited in the last
+    validation. They go to TensorBoard, and as PNG files to ``folder`` at the end of training.
+
+    Args:
+        figure_every_n_epochs: epochs between two sets of figures, at least 1.
+        folder: where the PNG files go, made when needed; None for nowhere.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(self, figure_every_n_epochs: int = 10, folder: str | None = None) -> None:
+        if figure_every_n_epochs < 1:
+            raise ValueError(f"figure_every_n_epochs={figure_every_n_epochs}: at least 1")
+        self.figure_every_n_epochs, self.folder = figure_every_n_epochs, folder
+        self._visited: dict[str, tuple[float, float]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    @staticmethod
+    def _learned(model: pl.LightningModule) -> dict[str, AbstractActivation]:
+        assert isinstance(model, AbstractModel)
+        return {
+            path: module
+            for path, module in model.net.named_modules()
+            if isinstance(module, AbstractActivation) and any(True for _ in module.parameters())
+        }
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Watch the inputs of the learned activations during this validation."""
+        self._visited = {}
+        for path, activation in self._learned(pl_module).items():
+            self._handles.append(activation.register_forward_pre_hook(self._recorder(path)))
+
+    def _recorder(self, path: str) -> Any:
+        def record(module: nn.Module, inputs: tuple[Tensor]) -> None:
+            lo, hi = (float(end) for end in inputs[0].aminmax())
+            old_lo, old_hi = self._visited.get(path, (lo, hi))
+            self._visited[path] = (min(lo, old_lo), max(hi, old_hi))
+
+        return record
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the counts; draw every n-th epoch."""
+        self._forget_hooks()
+        self._log_counts(pl_module)
+        if trainer.state.fn == TrainerFn.FITTING and (trainer.current_epoch + 1) % self.figure_every_n_epochs == 0:
+            self._draw(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the counts."""
+        self._log_counts(pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the final activations into ``folder``."""
+        if self.folder is None or not trainer.is_global_zero or not self._visited:
+            return
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        for path, activation in self._learned(pl_module).items():
+            plot_activation(activation, path, *self._visited[path]).savefig(Path(self.folder, f"{path}.png"), dpi=120)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        self._forget_hooks()
+
+    def _forget_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @staticmethod
+    def _log_counts(model: pl.LightningModule) -> None:
+        assert isinstance(model, AbstractModel)
+        splines = [module for module in model.net.modules() if isinstance(module, LinearSpline)]
+        if splines:
+            model.log(logkeys.ACTIVE_KNOTS, float(sum(spline.num_active_knots() for spline in splines)))
+            model.log(logkeys.TV2, float(sum(spline.tv2().sum().item() for spline in splines)))
+
+    def _draw(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
+        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not boards or not trainer.is_global_zero:
+            return
+        for path, activation in self._learned(model).items():
+            figure = plot_activation(activation, path, *self._visited[path])
+            for board in boards:
+                board.add_figure(f"activation/{path}", figure, trainer.global_step, close=False)

@@ -1,0 +1,231 @@
+"""From the command line to objects: the typed top level, error messages, and ``build``.
+
+Imports neither torch nor Lightning: ``--help``, ``--cfg`` and tab completion go through this module and stay fast.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+# A configuration may come from a file that somebody else wrote: it can only name targets below these packages.
+ALLOWED_TARGETS = ("tautnet.", "torch.nn.", "torch.optim.", "pytorch_lightning.", "torchmetrics.")
+STAGES = ("fit", "test")
+TRACEBACK_SWITCH = "HYDRA_FULL_ERROR"
+
+
+class ConfigError(ValueError):
+    """A setting cannot be used. The message names the key or file, the value and what is accepted."""
+
+
+@dataclass
+class Settings:
+    """Types of the top level of ``conf/train.yaml``; the groups are free below their names."""
+
+    seed: int = MISSING
+    run: list[str] = MISSING
+    ckpt: str | None = MISSING
+    objective: str = MISSING
+    run_dir: str = MISSING
+    activation: Any = MISSING
+    norm: Any = MISSING
+    model: Any = MISSING
+    data: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = field(default_factory=dict)
+    logger: Any = field(default_factory=dict)
+    regularizer: Any = field(default_factory=dict)
+
+
+def command_line(main: Callable[[], Any]) -> int:
+    """Run a Hydra main function; bad settings end in one line on stderr and exit status 2.
+
+    The environment variable HYDRA_FULL_ERROR=1 shows the traceback instead.
+    """
+    ConfigStore.instance().store(name="schema", node=Settings)
+    if os.environ.get(TRACEBACK_SWITCH) == "1":
+        main()
+        return 0
+    os.environ[TRACEBACK_SWITCH] = "1"  # Hydra hands exceptions on only under its own switch
+    try:
+        main()
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        sys.stderr.write(f"error: {explain(error)}\n")
+        return 2
+    return 0
+
+
+def explain(error: Exception) -> str:
+    """One line for an error in the settings: the key, the value, what is accepted."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option}: no such option{_suggest(option, error.options)}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        accepted = _siblings(cause)
+        if accepted:
+            return f"{cause.full_key}: no such key{_suggest(str(cause.key), accepted)}"
+        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _siblings(error: OmegaConfBaseException) -> list[str]:
+    """The keys beside a key that does not exist; empty for errors of another kind."""
+    parent = error.parent_node
+    if not isinstance(parent, DictConfig) or parent._is_none() or parent._is_missing():
+        return []
+    keys = [str(key) for key in parent if not str(key).startswith("_")]
+    return [] if error.key in keys else keys
+
+
+def _suggest(name: str, accepted: Sequence[str]) -> str:
+    close = get_close_matches(name, accepted, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{hint} Accepted: {', '.join(sorted(accepted)) or 'none'}" if close else f"; accepted: {', '.join(sorted(accepted))}"
+
+
+def plain(config: DictConfig | ListConfig) -> dict[str, Any]:
+    """Resolve into plain dicts and lists, which checkpoints can hold, and check the top level.
+
+    Raises:
+        ConfigError: a stage that does not exist, or a seed out of range.
+    """
+    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    run = settings["run"]
+    if not run or any(stage not in STAGES for stage in run):
+        raise ConfigError(f"run={run}: a list of {', '.join(STAGES)}")
+    if not 0 <= settings["seed"] < 2**32:
+        raise ConfigError(f"seed={settings['seed']}: an integer from 0 to 4294967295")
+    return {str(key): value for key, value in settings.items()}
+
+
+def build(config: Any, key: str, /, **arguments: Any) -> Any:
+    """Turn a plain configuration into objects.
+
+    A dict with ``_target_`` becomes a call of that target with the other entries as arguments, or with
+    ``_partial_: true`` a factory that makes the call later; other dicts and lists are built entry by entry.
+
+    Args:
+        config: plain dicts, lists and scalars.
+        key: where ``config`` stands in the settings, for messages.
+        **arguments: further arguments of the outermost target; they win over configured ones.
+
+    Raises:
+        ConfigError: a target outside ``ALLOWED_TARGETS``, an unknown or missing argument, a value of the wrong type, or
+            one that the target refuses.
+    """
+    if isinstance(config, list):
+        return [build(item, f"{key}.{index}") for index, item in enumerate(config)]
+    if not isinstance(config, dict):
+        return config
+    entries = {name: build(value, f"{key}.{name}") for name, value in config.items() if name not in _RESERVED}
+    if "_target_" not in config:
+        return entries
+    target = locate(config["_target_"], key)
+    call = partial(_call, target, key, entries | arguments)
+    return call if config.get("_partial_", False) else call()
+
+
+_RESERVED = ("_target_", "_partial_")
+
+
+def locate(path: str, key: str) -> Callable[..., Any]:
+    """The callable that ``path`` names, if it lies below ``ALLOWED_TARGETS``.
+
+    Raises:
+        ConfigError: it lies elsewhere or does not exist.
+    """
+    message = f"{key}._target_={path}: not a class or function below {', '.join(a[:-1] for a in ALLOWED_TARGETS)}"
+    module_name, _, name = path.rpartition(".")
+    if not path.startswith(ALLOWED_TARGETS):
+        raise ConfigError(message)
+    try:
+        target = getattr(import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(message) from error
+    # A module also holds what it imports: os.system must not be reachable through one of ours.
+    if not callable(target) or not f"{target.__module__}.".startswith(ALLOWED_TARGETS):
+        raise ConfigError(message)
+    return target
+
+
+def _call(target: Callable[..., Any], key: str, entries: Mapping[str, Any], /, *args: Any) -> Any:
+    _check_arguments(target, key, entries, args)
+    try:
+        return target(*args, **entries)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        named = str(error).partition("=")[0] in entries  # our own messages begin with "argument=value: "
+        raise ConfigError(f"{key}{'.' if named else ': '}{error}") from error
+
+
+def _check_arguments(target: Callable[..., Any], key: str, entries: Mapping[str, Any], args: Sequence[Any]) -> None:
+    """Compare names and types with the target's signature, which Python itself does not do for types."""
+    parameters = inspect.signature(target).parameters
+    names = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = _hints(target)
+    for name, value in entries.items():
+        if name not in names and not open_ended:
+            raise ConfigError(f"{key}.{name}: no such key{_suggest(name, names[len(args) :])}")
+        if name in hints and not _matches(value, hints[name]):
+            raise ConfigError(f"{key}.{name}={value}: {_describe(hints[name])} is needed")
+    for name in names[len(args) :]:
+        if name not in entries and parameters[name].default is inspect.Parameter.empty:
+            raise ConfigError(f"{key}.{name}: a value is needed")
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # annotations that exist for type checkers only
+        return {}
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    """Whether a value fits an annotation; annotations beyond scalars, unions, literals and sequences fit anything."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(_matches(value, option) for option in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, (list, tuple)) and all(_matches(item, get_args(hint)[0]) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(hint, type):
+        return isinstance(value, hint)
+    return True
+
+
+def _describe(hint: Any) -> str:
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(option) for option in options)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, options))}"
+    if origin in (list, tuple, Sequence):
+        return f"a list of {_describe(options[0])}"
+    words: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    return words.get(hint, getattr(hint, "__name__", str(hint)))

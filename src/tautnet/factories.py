@@ -1,0 +1,42 @@
+"""What the parts of a network are to each other: factories, layers of our own, roles of parameters.
+
+Shape letters used in tensor names throughout: N batch, C channels, K knots, H W space, S positions, I O features in and
+out, D flattened features; ``*`` stands for any further dimensions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+ActivationFactory = Callable[[int], nn.Module]  # num_channels -> module acting on (N, C, *)
+OutputNormFactory = Callable[[int], nn.Module]  # num_channels -> module normalising (N, C, *)
+WeightNorm = Callable[[nn.Module], nn.Module]  # a layer -> the same layer, its weight parametrised
+
+Role = Literal["weight", "bias", "norm", "activation", "regularizer"]
+ROLES: tuple[Role, ...] = ("weight", "bias", "norm", "activation", "regularizer")
+
+
+class RoleOwner:
+    """A module that states the role of each of its own parameters (not of its children's)."""
+
+    parameter_roles: ClassVar[Mapping[str, Role]] = {}
+
+
+class AbstractLayer(nn.Module, RoleOwner):
+    """A layer of our own: it states its parameters' roles and bounds its own Lipschitz constant."""
+
+    @abstractmethod
+    def lipschitz_constant(self, p: float) -> Tensor:
+        """Upper bound of the Lipschitz constant of the eval-mode layer for the vector p-norm; scalar, may be inf."""
+
+
+class Projected(ABC):
+    """A module whose parameters are put back on their constraint set after every optimizer step."""
+
+    @abstractmethod
+    def project_(self) -> None:
+        """Project the parameters in place."""

@@ -1,0 +1,98 @@
+r"""Linear splines on a uniform grid: evaluation, slopes, total variation, images of boxes.
+
+A spline has K coefficients, its values at the knots ``t_k = -grid_range + k * step`` with
+``step = 2 * grid_range / (K - 1)``; between knots it is a straight line, outside the grid the border line goes on.
+All functions take ``coefficients_CK``, one spline a row. The border coefficients fix the two border lines and carry no
+change of slope, so K coefficients have K - 2 slope changes.
+
+Source: Bohra, Campos, Gupta, Aziznejad, Unser (2020), B-spline form; the formulas are given where they are used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def knot_step(num_knots: int, grid_range: float) -> float:
+    """Distance of two neighbouring knots."""
+    return 2.0 * grid_range / (num_knots - 1)
+
+
+def knot_positions(num_knots: int, grid_range: float) -> Tensor:
+    """The knots, shape (K,), float64, exactly symmetric around 0."""
+    centred = torch.arange(num_knots, dtype=torch.float64) - (num_knots - 1) / 2
+    return centred * knot_step(num_knots, grid_range)
+
+
+def slopes(coefficients_CK: Tensor, grid_range: float) -> Tensor:
+    """Slopes between knots, shape (C, K-1)."""
+    return coefficients_CK.diff(dim=1) / knot_step(coefficients_CK.shape[1], grid_range)
+
+
+def slope_changes(coefficients_CK: Tensor, grid_range: float) -> Tensor:
+    """Changes of slope at the inner knots, a_k = (c_{k-1} - 2 c_k + c_{k+1}) / step, shape (C, K-2)."""
+    return slopes(coefficients_CK, grid_range).diff(dim=1)
+
+
+def evaluate(x_NCS: Tensor, coefficients_CK: Tensor, grid_range: float) -> Tensor:
+    """Value of spline c at ``x[:, c]``.
+
+    NaN gives NaN. The derivative at a knot is the right-hand slope.
+
+    Args:
+        x_NCS: points, shape (N, C, S), of the dtype of the coefficients.
+        coefficients_CK: values at the knots, shape (C, K).
+        grid_range: half-width of the knot interval, in the unit of x.
+    """
+    num_cells = coefficients_CK.shape[1] - 1
+    position = (x_NCS + grid_range) / knot_step(num_cells + 1, grid_range)
+    # The cast of a NaN to an integer is undefined: the index is taken from a copy without NaN.
+    cell = torch.nan_to_num(position.detach(), nan=0.0).clamp(0.0, float(num_cells - 1)).floor()
+    first_of_channel = torch.arange(x_NCS.shape[1], device=x_NCS.device).unsqueeze(1) * num_cells
+    index = (cell.long() + first_of_channel).flatten()
+    left = coefficients_CK[:, :-1].flatten().index_select(0, index).view_as(x_NCS)
+    rise = coefficients_CK.diff(dim=1).flatten().index_select(0, index).view_as(x_NCS)
+    return left + rise * (position - cell)  # position - cell leaves [0, 1] outside the grid: the border lines
+
+
+def tv2(coefficients_CK: Tensor, grid_range: float) -> Tensor:
+    """Second-order total variation of each spline, the sum of |a_k|, shape (C,).
+
+    Source: Aziznejad, Gupta, Campos, Unser (2020), TV(2)(f) = ||D^2 f||_M, which for a linear spline is this sum.
+    """
+    return slope_changes(coefficients_CK, grid_range).abs().sum(dim=1)
+
+
+def value_at(point: float, coefficients_CK: Tensor, grid_range: float) -> Tensor:
+    """Value of every spline at one point, shape (C,)."""
+    points_1C1 = coefficients_CK.new_full((1, coefficients_CK.shape[0], 1), point)
+    return evaluate(points_1C1, coefficients_CK, grid_range).flatten()
+
+
+def interval(lo_NCS: Tensor, hi_NCS: Tensor, coefficients_CK: Tensor, grid_range: float) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of spline c on [lo, hi]: taken at an end or at a knot inside."""
+    ends = (evaluate(lo_NCS, coefficients_CK, grid_range), evaluate(hi_NCS, coefficients_CK, grid_range))
+    low, high = torch.minimum(*ends), torch.maximum(*ends)
+    knots = knot_positions(coefficients_CK.shape[1], grid_range).tolist()
+    for knot, value_C1 in zip(knots, coefficients_CK.unsqueeze(2).unbind(1), strict=True):
+        inside = (lo_NCS <= knot) & (knot <= hi_NCS)
+        low = torch.where(inside, torch.minimum(low, value_C1), low)
+        high = torch.where(inside, torch.maximum(high, value_C1), high)
+    return low, high
+
+
+def local_slope_range(
+    lo_NCS: Tensor, hi_NCS: Tensor, coefficients_CK: Tensor, grid_range: float
+) -> tuple[Tensor, Tensor]:
+    """Smallest and largest slope of spline c among the cells that [lo, hi] touches."""
+    knots = knot_positions(coefficients_CK.shape[1], grid_range).tolist()
+    starts, ends = [-float("inf"), *knots[1:-1]], [*knots[1:-1], float("inf")]
+    smallest, largest = torch.full_like(lo_NCS, float("inf")), torch.full_like(lo_NCS, -float("inf"))
+    for start, end, slope_C1 in zip(
+        starts, ends, slopes(coefficients_CK, grid_range).unsqueeze(2).unbind(1), strict=True
+    ):
+        touched = (lo_NCS <= end) & (start <= hi_NCS)
+        smallest = torch.where(touched, torch.minimum(smallest, slope_C1), smallest)
+        largest = torch.where(touched, torch.maximum(largest, slope_C1), largest)
+    return smallest, largest

@@ -1,0 +1,36 @@
+"""Every name under which something is logged. Stable: dashboards and sweeps rely on them."""
+
+from __future__ import annotations
+
+TASK = "task"  # the loss without penalties, as a loss term
+
+LIPSCHITZ_BOUND = "lipschitz/bound_p2"  # guaranteed
+LIPSCHITZ_LOWER = "lipschitz/lower_p2"  # observed
+ACTIVE_KNOTS = "spline/active_knots"
+TV2 = "spline/tv2"
+FIT_SECONDS = "time/fit_seconds"
+
+
+def loss(stage: str) -> str:
+    """``train/loss``, ``val/loss``, ``test/loss``: the total in training, the task's alone elsewhere."""
+    return f"{stage}/loss"
+
+
+def accuracy(stage: str) -> str:
+    """``train/acc``, ``val/acc``, ``test/acc``."""
+    return f"{stage}/acc"
+
+
+def loss_term(name: str) -> str:
+    """``loss/<term>``: the weighted terms whose sum is ``train/loss``."""
+    return f"loss/{name}"
+
+
+def rate(role: str) -> str:
+    """``lr/<role>``."""
+    return f"lr/{role}"
+
+
+def layer_bound(path: str) -> str:
+    """``lipschitz/layer/<path>``."""
+    return f"lipschitz/layer/{path}"

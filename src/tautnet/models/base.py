@@ -1,0 +1,120 @@
+"""What every model shares: building from a config, penalties, optimizers by role, projections."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tautnet import logkeys
+from tautnet.backbones.layers import LayerFactory
+from tautnet.config import ConfigError, build
+from tautnet.factories import Projected
+from tautnet.optim.joint import JointOptimizer, current_rates
+from tautnet.optim.roles import parameters_by_role
+from tautnet.optim.settings import make_optimizer, role_settings
+
+
+class AbstractModel(pl.LightningModule):
+    """A network with its loss, penalties and optimizer, built from one plain dict.
+
+    The dict is the hyper-parameter that checkpoints hold, so that they load with ``weights_only=True`` and rebuild the
+    model without Hydra.
+
+    Args:
+        config: plain dicts, lists and scalars under the keys ``model`` (with ``net``), ``activation``, ``norm`` (with
+            ``output`` and ``weight``), ``optimizer``, ``scheduler``, ``regularizer``, and, from the data,
+            ``input_shape`` (of one sample) and ``num_outputs``.
+
+    Raises:
+        ConfigError: a setting that cannot be used, by its key.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters({"config": config}, logger=False)
+        self.input_shape: tuple[int, ...] = tuple(config["input_shape"])
+        self.net = build_net(config)
+        self.regularizers = nn.ModuleDict(build(config["regularizer"], "regularizer"))
+        for name, regularizer in self.regularizers.items():
+            try:
+                regularizer.attach(self.net)
+            except ValueError as error:
+                raise ConfigError(f"regularizer.{name}: {error}") from error
+        role_settings(config["optimizer"])  # report a bad setting now, not when training starts
+        self._projected = [module for module in self.modules() if isinstance(module, Projected)]
+
+    @abstractmethod
+    def task_loss(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        """Loss of a batch without penalties, a scalar; logs the stage's metrics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The network's output."""
+        return self.net(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Task loss plus penalties, every term logged by name."""
+        terms = {logkeys.TASK: self.task_loss(batch, "train")}
+        terms |= {name: regularizer() for name, regularizer in self.regularizers.items()}
+        total = sum(terms.values(), terms[logkeys.TASK].new_zeros(()))
+        size = len(batch[0])
+        for name, term in terms.items():
+            self.log(logkeys.loss_term(name), term, on_step=False, on_epoch=True, batch_size=size)
+        self.log(logkeys.loss("train"), total, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+        return total
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Task loss and metrics."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Task loss and metrics."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
+        self.log(logkeys.loss(stage), self.task_loss(batch, stage), batch_size=len(batch[0]))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Put constrained parameters back on their set after the optimizer step."""
+        for module in self._projected:
+            module.project_()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the learning rate of each role."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)  # several would need manual optimization
+        for role, value in current_rates(optimizer).items():
+            self.log(logkeys.rate(role), value)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """One joint optimizer with a member per role, and the schedule over all steps."""
+        config = self.hparams["config"]
+        settings = role_settings(config["optimizer"])
+        members = [
+            make_optimizer(parameters, role, *settings[role])
+            for role, parameters in parameters_by_role(self).items()
+        ]
+        optimizer = JointOptimizer(members)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = build(config["scheduler"], "scheduler", optimizer=optimizer, total_steps=total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def build_net(config: dict[str, Any]) -> nn.Module:
+    """The bare network of a model's config."""
+    layers = LayerFactory(
+        activation=build(config["activation"], "activation"),
+        output_norm=build(config["norm"]["output"], "norm.output"),
+        weight_norm=build(config["norm"]["weight"], "norm.weight"),
+    )
+    return build(
+        config["model"]["net"],
+        "model.net",
+        layers=layers,
+        input_shape=tuple(config["input_shape"]),
+        num_outputs=config["num_outputs"],
+    )

@@ -1,0 +1,52 @@
+"""From the optimizer's settings to one optimizer a role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from tautnet.config import ConfigError, build
+from tautnet.factories import ROLES, Role
+
+_NOT_NEGATIVE = ("lr", "weight_decay")
+
+
+def role_settings(config: Mapping[str, Any]) -> dict[Role, tuple[str, dict[str, Any]]]:
+    """Key and settings of every role's optimizer.
+
+    ``config`` describes an optimizer (``_target_``, ``lr``, …) and, under ``roles``, what differs for a role. A role
+    with a ``_target_`` of its own starts afresh; another one inherits what it does not set.
+
+    Raises:
+        ConfigError: an unknown role, or a setting that the role's optimizer refuses.
+    """
+    base = {name: value for name, value in config.items() if name != "roles"}
+    own: Mapping[str, Mapping[str, Any]] = config.get("roles") or {}
+    for role in own:
+        if role not in ROLES:
+            raise ConfigError(f"optimizer.roles.{role}: no such role; accepted: {', '.join(ROLES)}")
+    settings: dict[Role, tuple[str, dict[str, Any]]] = {}
+    for role in ROLES:
+        changes = dict(own.get(role) or {})
+        settings[role] = (
+            f"optimizer.roles.{role}" if "_target_" in changes else "optimizer",
+            changes if "_target_" in changes else base | changes,
+        )
+        make_optimizer([nn.Parameter()], role, *settings[role])
+    return settings
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], role: Role, key: str, settings: dict[str, Any]) -> Optimizer:
+    """The optimizer of one role; its parameter group carries the role's name.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
+    for name in _NOT_NEGATIVE:
+        value = settings.get(name, 0.0)
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise ConfigError(f"{key}.{name}={value}: a number of at least 0")
+    return build(settings, key, params=[{"params": list(parameters), "role": role}])

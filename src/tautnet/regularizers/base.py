@@ -1,0 +1,40 @@
+"""The regularizer contract."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+from tautnet.factories import RoleOwner
+
+
+class AbstractRegularizer(nn.Module, RoleOwner):
+    """A penalty on a network; its own parameters, if any, have the role ``regularizer``.
+
+    Owned by the LightningModule, which attaches it once and adds its value to the loss of every training step.
+
+    Args:
+        weight: factor of the penalty, at least 0.
+
+    Raises:
+        ValueError: ``weight`` below 0.
+    """
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        if not weight >= 0:
+            raise ValueError(f"weight={weight}: at least 0")
+        self.weight = weight
+
+    @abstractmethod
+    def attach(self, net: nn.Module) -> None:
+        """Look at the network once, before training.
+
+        Raises:
+            ValueError: the penalty has nothing to act on.
+        """
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """The weighted penalty for the latest training forward, a scalar."""
