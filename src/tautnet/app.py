@@ -80,10 +80,10 @@ def _try_parts(settings: Mapping[str, Any]) -> None:
 
 
 def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
-    _silence_known_warnings()
     import pytorch_lightning as pl
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+    _silence_known_messages()
     pl.seed_everything(settings["seed"], verbose=False)
     data = build(settings["data"], "data")
     spec = settings | {"input_shape": list(data.input_shape), "num_outputs": data.num_outputs}
@@ -121,9 +121,7 @@ def _execute(
         metrics |= _numbers(trainer)
         if trainer.interrupted:
             return None
-        weights = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-        trainer.validate(model, data, ckpt_path=weights, verbose=False)  # of the weights that are tested
-        metrics |= _numbers(trainer)
+        weights = None  # the final weights are tested: schedules end there, and nothing is selected by chance
     if "test" in settings["run"]:
         trainer.test(model, data, ckpt_path=weights, verbose=False)
         metrics |= _numbers(trainer)
@@ -197,7 +195,11 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings as dotted keys, which the hparams table needs."""
     if not isinstance(settings, dict):
         return {prefix: settings if isinstance(settings, (int, float, str, bool)) else str(settings)}
-    return {key: v for name, value in settings.items() for key, v in _flat(value, f"{prefix}.{name}" if prefix else name).items()}
+    return {
+        key: v
+        for name, value in settings.items()
+        for key, v in _flat(value, f"{prefix}.{name}" if prefix else name).items()
+    }
 
 
 def _git_hash() -> str | None:
@@ -225,7 +227,7 @@ def _print_summary(metrics: Mapping[str, float], run_dir: Path, logged: bool) ->
             table.add_row(label, form.format(metrics[key]))
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
-    console.print(f"results in {run_dir}", markup=False)
+    console.print(f"results in {_relative(run_dir)}", markup=False)
     if logged:
         console.print(f"look at it: tensorboard --logdir {_relative(run_dir)}", markup=False)
 
@@ -234,8 +236,9 @@ def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _silence_known_warnings() -> None:
+def _silence_known_messages() -> None:
     """Messages of libraries that a user can do nothing about."""
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)  # Lightning with torch >= 2.9
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")  # the data is in memory
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "Tip" not in r.getMessage())
+    warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")  # everything is logged by epoch
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # "GPU available: …", tips, restored paths

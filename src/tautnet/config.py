@@ -98,7 +98,11 @@ def _siblings(error: OmegaConfBaseException) -> list[str]:
 def _suggest(name: str, accepted: Sequence[str]) -> str:
     close = get_close_matches(name, accepted, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    return f"{hint} Accepted: {', '.join(sorted(accepted)) or 'none'}" if close else f"; accepted: {', '.join(sorted(accepted))}"
+    return (
+        f"{hint} Accepted: {', '.join(sorted(accepted)) or 'none'}"
+        if close
+        else f"; accepted: {', '.join(sorted(accepted))}"
+    )
 
 
 def plain(config: DictConfig | ListConfig) -> dict[str, Any]:
@@ -227,5 +231,11 @@ def _describe(hint: Any) -> str:
         return f"one of {', '.join(map(str, options))}"
     if origin in (list, tuple, Sequence):
         return f"a list of {_describe(options[0])}"
-    words: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    words: dict[Any, str] = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        NoneType: "null",
+    }
     return words.get(hint, getattr(hint, "__name__", str(hint)))

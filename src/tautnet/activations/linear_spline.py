@@ -177,9 +177,7 @@ class LinearSpline(AbstractActivation):
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """Exact image of the box."""
-        low, high = spline.interval(
-            self._as_curves(lo), self._as_curves(hi), self.values_at_knots(), self.grid_range
-        )
+        low, high = spline.interval(self._as_curves(lo), self._as_curves(hi), self.values_at_knots(), self.grid_range)
         return low.reshape(lo.shape), high.reshape(hi.shape)
 
     def local_slope_range(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ class SplineMonitor(pl.Callback):
 
     def _recorder(self, path: str) -> Any:
         def record(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            lo, hi = (float(end) for end in inputs[0].aminmax())
+            lo, hi = (float(end) for end in inputs[0].detach().aminmax())
             old_lo, old_hi = self._visited.get(path, (lo, hi))
             self._visited[path] = (min(lo, old_lo), max(hi, old_hi))
 

@@ -60,9 +60,7 @@ class AbstractTensorData(pl.LightningDataModule):
 
     def train_dataloader(self) -> TensorLoader:
         """Training batches, in an order of their own each epoch."""
-        return TensorLoader(
-            *self.splits.train, self.batch_size, seed=self.seed, shuffle=self.shuffle, drop_last=True
-        )
+        return TensorLoader(*self.splits.train, self.batch_size, seed=self.seed, shuffle=self.shuffle, drop_last=True)
 
     def val_dataloader(self) -> TensorLoader:
         """Validation batches."""

@@ -52,6 +52,7 @@ class TensorLoader:
     ) -> None:
         self.inputs, self.targets, self.batch_size, self.drop_last = inputs, targets, batch_size, drop_last
         self.sampler = EpochOrder(len(inputs), seed, shuffle)
+        self.batch_sampler = None  # Lightning asks for it beside ``sampler``
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.inputs), self.batch_size)

@@ -23,7 +23,9 @@ def range_on_box(
         hi: upper ends, at least ``lo``, same shape.
         turning_points: where the function changes between rising and falling; each broadcasts against ``lo``.
     """
-    inside = [torch.minimum(torch.maximum(torch.as_tensor(t, dtype=lo.dtype, device=lo.device), lo), hi)
-              for t in turning_points]
+    inside = [
+        torch.minimum(torch.maximum(torch.as_tensor(t, dtype=lo.dtype, device=lo.device), lo), hi)
+        for t in turning_points
+    ]
     values = [function(point) for point in (lo, hi, *inside)]
     return reduce(torch.minimum, values), reduce(torch.maximum, values)

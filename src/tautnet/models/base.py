@@ -95,8 +95,7 @@ class AbstractModel(pl.LightningModule):
         config = self.hparams["config"]
         settings = role_settings(config["optimizer"])
         members = [
-            make_optimizer(parameters, role, *settings[role])
-            for role, parameters in parameters_by_role(self).items()
+            make_optimizer(parameters, role, *settings[role]) for role, parameters in parameters_by_role(self).items()
         ]
         optimizer = JointOptimizer(members)
         total_steps = int(self.trainer.estimated_stepping_batches)

@@ -23,7 +23,10 @@ class Classifier(AbstractModel):
         super().__init__(config)
         self.accuracies = nn.ModuleDict(
             # "train" is an attribute of every module and cannot be a name here
-            {f"{stage}_": MulticlassAccuracy(config["num_outputs"], average="micro") for stage in ("train", "val", "test")}
+            {
+                f"{stage}_": MulticlassAccuracy(config["num_outputs"], average="micro")
+                for stage in ("train", "val", "test")
+            }
         )
 
     def task_loss(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
@@ -32,7 +35,5 @@ class Classifier(AbstractModel):
         logits = self(x)
         accuracy = self.accuracies[f"{stage}_"]
         accuracy(logits, classes)
-        self.log(
-            logkeys.accuracy(stage), accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x)
-        )
+        self.log(logkeys.accuracy(stage), accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x))
         return F.cross_entropy(logits, classes)
