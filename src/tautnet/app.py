@@ -81,7 +81,7 @@ def _try_parts(settings: Mapping[str, Any]) -> None:
 
 def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
     import pytorch_lightning as pl
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     _silence_known_messages()
     pl.seed_everything(settings["seed"], verbose=False)

@@ -64,10 +64,18 @@ def command_line(main: Callable[[], Any]) -> int:
     os.environ[TRACEBACK_SWITCH] = "1"  # Hydra hands exceptions on only under its own switch
     try:
         main()
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
+        if not isinstance(error, (ConfigError, HydraException, OmegaConfBaseException)) and not _from_hydra(error):
+            raise
         sys.stderr.write(f"error: {explain(error)}\n")
         return 2
     return 0
+
+
+def _from_hydra(error: Exception) -> bool:
+    """Whether Hydra itself raised an error of a general kind: it does so for some malformed overrides."""
+    innermost = inspect.getinnerframes(error.__traceback__)[-1] if error.__traceback__ else None
+    return innermost is not None and innermost.frame.f_globals.get("__name__", "").startswith(("hydra.", "omegaconf."))
 
 
 def explain(error: Exception) -> str:
@@ -80,29 +88,24 @@ def explain(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         accepted = _siblings(cause)
-        if accepted:
+        if accepted is not None:
             return f"{cause.full_key}: no such key{_suggest(str(cause.key), accepted)}"
         return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
-def _siblings(error: OmegaConfBaseException) -> list[str]:
-    """The keys beside a key that does not exist; empty for errors of another kind."""
+def _siblings(error: OmegaConfBaseException) -> list[str] | None:
+    """The keys beside a key that does not exist; None for errors of another kind."""
     parent = error.parent_node
-    if not isinstance(parent, DictConfig) or parent._is_none() or parent._is_missing():
-        return []
-    keys = [str(key) for key in parent if not str(key).startswith("_")]
-    return [] if error.key in keys else keys
+    if not isinstance(parent, DictConfig) or parent._is_none() or parent._is_missing() or error.key in parent:
+        return None
+    return [str(key) for key in parent if not str(key).startswith("_")]
 
 
 def _suggest(name: str, accepted: Sequence[str]) -> str:
     close = get_close_matches(name, accepted, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return (
-        f"{hint} Accepted: {', '.join(sorted(accepted)) or 'none'}"
-        if close
-        else f"; accepted: {', '.join(sorted(accepted))}"
-    )
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"; {hint}Accepted: {', '.join(sorted(accepted)) or 'none'}"
 
 
 def plain(config: DictConfig | ListConfig) -> dict[str, Any]:

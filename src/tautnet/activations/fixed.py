@@ -107,7 +107,7 @@ class ELU(AbstractActivation):
         return self(lo), self(hi)
 
     def local_slope_range(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha * exp(x) rises up to 0 from the left, 1 from there: the ends and both sides of 0 decide."""
+        """Exact: the slope alpha exp(x) rises up to 0 and is 1 from there; the ends and both sides of 0 decide."""
         left_lo, left_hi = (self.alpha * torch.exp(end.clamp(max=0.0)) for end in (lo, hi))
         smallest = torch.where(lo > 0, torch.ones_like(lo), left_lo)
         smallest = torch.where(hi >= 0, smallest.clamp(max=1.0), smallest)

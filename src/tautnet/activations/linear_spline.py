@@ -56,8 +56,8 @@ class LinearSpline(AbstractActivation):
     dtype, because a bfloat16 position loses the knot.
 
     Source: Bohra et al. (2020) for the B-spline form, the grid (51 coefficients on [-4, 4]) and ``leaky_relu``;
-    Aziznejad et al. (2020) for ``tv2``, ``bv2`` and ``even_odd`` (with a soft threshold of 0.5). Differences: with an
-    odd number of curves ``even_odd`` gives the odd one to |x| (the authors' code makes a single curve a soft threshold);
+    Aziznejad et al. (2020) for ``tv2``, ``bv2`` and ``even_odd`` (with a soft threshold of 0.5). Differences: of an odd
+    number of curves ``even_odd`` makes the larger half |x| (the authors' code makes a single curve a soft threshold);
     the knot spacing is not rounded.
 
     Args:
@@ -197,7 +197,7 @@ class LinearSpline(AbstractActivation):
             return x.reshape(x.shape[0], self.num_curves, prod(x.shape[2:]))
         if x.shape[2:] != self.spatial_shape:
             raise ValueError(
-                f"sharing=neuron: curves for inputs (N, C, {', '.join(map(str, self.spatial_shape)) or 'none'}), got "
-                f"{tuple(x.shape)}; give spatial_shape, or use sharing=channel"
+                f"sharing=neuron: a curve for every neuron of shape {(self.num_channels, *self.spatial_shape)}, the "
+                f"layer has {tuple(x.shape[1:])}; in convolutional networks use sharing=channel or layer"
             )
         return x.reshape(x.shape[0], self.num_curves, 1)

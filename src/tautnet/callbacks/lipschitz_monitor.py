@@ -67,7 +67,8 @@ class LipschitzMonitor(pl.Callback):
         self._look(pl_module)
 
     def _look(self, model: pl.LightningModule) -> None:
-        assert isinstance(model, AbstractModel) and self._samples is not None
+        assert isinstance(model, AbstractModel)
+        assert self._samples is not None
         report = lipschitz_bound(model.net, model.input_shape)
         model.log(logkeys.LIPSCHITZ_BOUND, report.total)
         model.log(logkeys.LIPSCHITZ_LOWER, lipschitz_lower(model.net, self._samples))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from tautnet.data.base import AbstractTensorData, Part, Splits
 
@@ -55,6 +53,8 @@ class Digits(AbstractTensorData):
 
     def load(self) -> Splits:
         """Read, split, standardise."""
+        from sklearn.datasets import load_digits  # slow to import: bad arguments are answered before
+
         images, classes = load_digits(return_X_y=True)
         rest, test = _split(images, classes, self.test_fraction, self.split_seed)
         train, val = _split(*rest, self.val_fraction / (1 - self.test_fraction), self.split_seed)
@@ -66,6 +66,8 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def _split(x: np.ndarray, y: np.ndarray, fraction: float, seed: int) -> tuple[Arrays, Arrays]:
+    from sklearn.model_selection import train_test_split
+
     x_rest, x_part, y_rest, y_part = train_test_split(x, y, test_size=fraction, stratify=y, random_state=seed)
     return (x_rest, y_rest), (x_part, y_part)
 

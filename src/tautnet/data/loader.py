@@ -59,5 +59,5 @@ class TensorLoader:
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for index in self.sampler.indices().split(self.batch_size)[: len(self)]:
+        for index in torch.split(self.sampler.indices(), self.batch_size)[: len(self)]:
             yield self.inputs[index], self.targets[index]

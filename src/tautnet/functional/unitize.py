@@ -27,7 +27,7 @@ def norm_factor(shape: tuple[int, ...], axes: NormAxes, scale: NormScale) -> flo
 
 
 def inverse_norm(x: Tensor, axes: NormAxes, scale: NormScale, eps: float) -> Tensor:
-    """r = (q + eps)^(-1/2) with q = kappa * (sum of x^2), broadcastable against ``x`` of shape (N, C, *).
+    """Inverse norm r = (q + eps)^(-1/2), q = kappa * (sum of x^2), broadcastable against ``x`` of shape (N, C, *).
 
     ``sample`` sums over everything but N, ``pixel`` over the channels at each position.
     """

@@ -99,8 +99,7 @@ def _log_bound(net: nn.Module, path: str, x: Tensor, p: float, layers: list[Laye
         log_body, y = _log_bound(net.body, _join(path, "body"), x, p, layers)
         log_shortcut, z = _log_bound(net.shortcut, _join(path, "shortcut"), x, p, layers)
         return _log_sum(log_body, log_shortcut), y + z
-    own = isinstance(net, AbstractLayer)
-    value = float(net.lipschitz_constant(p)) if own else stock_layer_bound(net, x.shape[1:])
+    value = float(net.lipschitz_constant(p) if isinstance(net, AbstractLayer) else stock_layer_bound(net, x.shape[1:]))
     value = value if value >= 0 else inf  # NaN weights bound nothing
     layers.append(LayerBound(path, type(net).__name__, value))
     return (log(value) if value > 0 else -inf), net(x)

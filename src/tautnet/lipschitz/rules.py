@@ -1,7 +1,7 @@
 """Upper bounds of stock torch layers in eval mode, p = 2. Anything without a rule here is unbounded.
 
-A rule takes the layer and the shape (C, *) of one input and returns the constant; inf where the layer's settings are not
-covered. Rules are looked up by exact type: a subclass may compute something else.
+A rule takes the layer and the shape (C, *) of one input and returns the constant; inf where the layer's settings are
+not covered. Rules are looked up by exact type: a subclass may compute something else.
 """
 
 from __future__ import annotations

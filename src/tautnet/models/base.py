@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,6 +18,7 @@ from tautnet.factories import Projected
 from tautnet.optim.joint import JointOptimizer, current_rates
 from tautnet.optim.roles import parameters_by_role
 from tautnet.optim.settings import make_optimizer, role_settings
+from tautnet.regularizers.base import AbstractRegularizer
 
 
 class AbstractModel(pl.LightningModule):
@@ -41,6 +43,7 @@ class AbstractModel(pl.LightningModule):
         self.net = build_net(config)
         self.regularizers = nn.ModuleDict(build(config["regularizer"], "regularizer"))
         for name, regularizer in self.regularizers.items():
+            assert isinstance(regularizer, AbstractRegularizer)
             try:
                 regularizer.attach(self.net)
             except ValueError as error:
@@ -104,16 +107,23 @@ class AbstractModel(pl.LightningModule):
 
 
 def build_net(config: dict[str, Any]) -> nn.Module:
-    """The bare network of a model's config."""
+    """The bare network of a model's config, tried on one sample of zeros.
+
+    Raises:
+        ConfigError: a setting that a layer refuses.
+    """
     layers = LayerFactory(
         activation=build(config["activation"], "activation"),
         output_norm=build(config["norm"]["output"], "norm.output"),
         weight_norm=build(config["norm"]["weight"], "norm.weight"),
     )
-    return build(
-        config["model"]["net"],
-        "model.net",
-        layers=layers,
-        input_shape=tuple(config["input_shape"]),
-        num_outputs=config["num_outputs"],
+    input_shape = tuple(config["input_shape"])
+    net: nn.Module = build(
+        config["model"]["net"], "model.net", layers=layers, input_shape=input_shape, num_outputs=config["num_outputs"]
     )
+    try:  # a layer that does not fit its input is a matter of the settings too
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, *input_shape))
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"model.net: {error}") from error
+    return net.train()

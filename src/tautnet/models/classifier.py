@@ -34,6 +34,7 @@ class Classifier(AbstractModel):
         x, classes = batch
         logits = self(x)
         accuracy = self.accuracies[f"{stage}_"]
+        assert isinstance(accuracy, MulticlassAccuracy)
         accuracy(logits, classes)
         self.log(logkeys.accuracy(stage), accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x))
         return F.cross_entropy(logits, classes)

@@ -37,7 +37,7 @@ class JointOptimizer(Optimizer):
         super().__setstate__(state)
         self._share()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every member; the closure is evaluated once, before all of them."""
         loss = None
         if closure is not None:

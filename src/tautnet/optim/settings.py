@@ -31,10 +31,13 @@ def role_settings(config: Mapping[str, Any]) -> dict[Role, tuple[str, dict[str, 
     settings: dict[Role, tuple[str, dict[str, Any]]] = {}
     for role in ROLES:
         changes = dict(own.get(role) or {})
-        settings[role] = (
-            f"optimizer.roles.{role}" if "_target_" in changes else "optimizer",
-            changes if "_target_" in changes else base | changes,
-        )
+        key, inherited = f"optimizer.roles.{role}", {} if "_target_" in changes else base
+        settings[role] = key, inherited | changes
+        for name in _NOT_NEGATIVE:
+            value = settings[role][1].get(name, 0.0)
+            if isinstance(value, (int, float)) and not value >= 0:
+                where = "optimizer" if value == base.get(name) else key
+                raise ConfigError(f"{where}.{name}={value}: a number of at least 0")
         make_optimizer([nn.Parameter()], role, *settings[role])
     return settings
 
@@ -43,10 +46,6 @@ def make_optimizer(parameters: Sequence[nn.Parameter], role: Role, key: str, set
     """The optimizer of one role; its parameter group carries the role's name.
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: a setting that the optimizer refuses.
     """
-    for name in _NOT_NEGATIVE:
-        value = settings.get(name, 0.0)
-        if isinstance(value, (int, float)) and not value >= 0:
-            raise ConfigError(f"{key}.{name}={value}: a number of at least 0")
     return build(settings, key, params=[{"params": list(parameters), "role": role}])
