@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import platform
-import subprocess
 import time
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -18,8 +14,6 @@ import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from tautnet import logkeys
 from tautnet.config import ConfigError, build, plain
@@ -27,6 +21,8 @@ from tautnet.optim.settings import role_settings
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+
+_log = logging.getLogger(__name__)
 
 # What a trained model depends on; with ``ckpt`` these must be as they were.
 _BUILDING = ("model", "activation", "norm")
@@ -119,15 +115,22 @@ def _execute(
         trainer.fit(model, data, ckpt_path=weights)
         metrics[logkeys.FIT_SECONDS] = time.perf_counter() - start
         metrics |= _numbers(trainer)
-        if trainer.interrupted:
-            return None
         weights = None  # the final weights are tested: schedules end there, and nothing is selected by chance
     if "test" in settings["run"]:
         trainer.test(model, data, ckpt_path=weights, verbose=False)
         metrics |= _numbers(trainer)
     if trainer.is_global_zero:
-        _write_down(settings, metrics, trainer, run_dir)
-    return metrics.get(settings["objective"])
+        from tautnet.results import write_down
+
+        write_down(settings, metrics, trainer, run_dir)
+    return _objective(settings, metrics)
+
+
+def _objective(settings: dict[str, Any], metrics: Mapping[str, float]) -> float | None:
+    name = settings["objective"]
+    if name not in metrics and "fit" in settings["run"]:
+        _log.warning("objective=%s was not measured; measured: %s", name, ", ".join(sorted(metrics)))
+    return metrics.get(name)
 
 
 def _numbers(trainer: pl.Trainer) -> dict[str, float]:
@@ -175,70 +178,10 @@ def _saved_settings(path: str) -> dict[str, Any]:
     return dict(saved)
 
 
-def _write_down(settings: dict[str, Any], metrics: dict[str, float], trainer: pl.Trainer, run_dir: Path) -> None:
-    result = {
-        "metrics": metrics,
-        "seed": settings["seed"],
-        "overrides": settings["overrides"],
-        "git": _git_hash(),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("tautnet", "torch", "pytorch-lightning", "hydra-core")},
-    }
-    (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    for logger in trainer.loggers:
-        logger.log_hyperparams(_flat(settings), {f"final/{name}": value for name, value in metrics.items()})
-        logger.finalize("success")
-    _print_summary(metrics, run_dir, bool(trainer.loggers))
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys, which the hparams table needs."""
-    if not isinstance(settings, dict):
-        return {prefix: settings if isinstance(settings, (int, float, str, bool)) else str(settings)}
-    return {
-        key: v
-        for name, value in settings.items()
-        for key, v in _flat(value, f"{prefix}.{name}" if prefix else name).items()
-    }
-
-
-def _git_hash() -> str | None:
-    """Commit of the checkout that this file lies in, with ``+`` if tracked files differ; None outside one."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        clean = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False).returncode == 0
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit if clean else f"{commit}+"
-
-
-def _print_summary(metrics: Mapping[str, float], run_dir: Path, logged: bool) -> None:
-    rows = (
-        ("test accuracy", logkeys.accuracy("test"), "{:.4f}"),
-        ("Lipschitz bound, p = 2", logkeys.LIPSCHITZ_BOUND, "{:.4g}"),
-        ("Lipschitz observed, p = 2", logkeys.LIPSCHITZ_LOWER, "{:.4g}"),
-        ("active knots", logkeys.ACTIVE_KNOTS, "{:.0f}"),
-        ("seconds of training", logkeys.FIT_SECONDS, "{:.1f}"),
-    )
-    table = Table(show_header=False)
-    for label, key, form in rows:
-        if key in metrics:
-            table.add_row(label, form.format(metrics[key]))
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
-    console.print(f"results in {_relative(run_dir)}", markup=False)
-    if logged:
-        console.print(f"look at it: tensorboard --logdir {_relative(run_dir)}", markup=False)
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
 def _silence_known_messages() -> None:
     """Messages of libraries that a user can do nothing about."""
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)  # Lightning with torch >= 2.9
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")  # the data is in memory
     warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")  # everything is logged by epoch
+    warnings.filterwarnings("ignore", message=r".*dirpath has changed.*")  # a continued run has its own directory
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # "GPU available: …", tips, restored paths

@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -70,7 +71,8 @@ class LipschitzMonitor(pl.Callback):
         assert isinstance(model, AbstractModel)
         assert self._samples is not None
         report = lipschitz_bound(model.net, model.input_shape)
-        model.log(logkeys.LIPSCHITZ_BOUND, report.total)
+        # As float64: the float32 that a Python number becomes could round a guarantee down.
+        model.log(logkeys.LIPSCHITZ_BOUND, torch.tensor(report.total, dtype=torch.float64))
         model.log(logkeys.LIPSCHITZ_LOWER, lipschitz_lower(model.net, self._samples))
         self._samples = None
         for layer in report.layers if self.per_layer else ():

@@ -28,18 +28,22 @@ def role_settings(config: Mapping[str, Any]) -> dict[Role, tuple[str, dict[str, 
     for role in own:
         if role not in ROLES:
             raise ConfigError(f"optimizer.roles.{role}: no such role; accepted: {', '.join(ROLES)}")
+    _try("optimizer", base)  # first, so that what every role inherits is reported under its own key
     settings: dict[Role, tuple[str, dict[str, Any]]] = {}
     for role in ROLES:
         changes = dict(own.get(role) or {})
         key, inherited = f"optimizer.roles.{role}", {} if "_target_" in changes else base
         settings[role] = key, inherited | changes
-        for name in _NOT_NEGATIVE:
-            value = settings[role][1].get(name, 0.0)
-            if isinstance(value, (int, float)) and not value >= 0:
-                where = "optimizer" if value == base.get(name) else key
-                raise ConfigError(f"{where}.{name}={value}: a number of at least 0")
-        make_optimizer([nn.Parameter()], role, *settings[role])
+        _try(*settings[role])
     return settings
+
+
+def _try(key: str, settings: dict[str, Any]) -> None:
+    for name in _NOT_NEGATIVE:
+        value = settings.get(name, 0.0)
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise ConfigError(f"{key}.{name}={value}: a number of at least 0")
+    make_optimizer([nn.Parameter()], "weight", key, settings)
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], role: Role, key: str, settings: dict[str, Any]) -> Optimizer:

@@ -1,0 +1,452 @@
+"""LinearSpline: exact values, derivatives, shapes, dtypes, persistence."""
+
+import copy
+import io
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tautnet.activations import LinearSpline
+from tautnet.functional import linear_spline as functional
+
+INITS = ["identity", "relu", "leaky_relu", "absolute", "soft_threshold", "even_odd", "maxmin", "zero"]
+GRIDS = [(5, 1.0), (21, 1.0), (33, 4.0), (81, 4.0), (9, 2.0), (5, 16.0)]
+
+
+@pytest.fixture(autouse=True)
+def _float64_and_seed():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def random_spline(num_channels=3, num_knots=11, grid_range=2.0, **settings) -> LinearSpline:
+    spline = LinearSpline(num_channels, num_knots, grid_range, **settings)
+    with torch.no_grad():
+        for parameter in spline.parameters():
+            parameter.normal_()
+    return spline
+
+
+def reference(x: np.ndarray, values: np.ndarray, grid_range: float) -> np.ndarray:
+    """One curve: numpy.interp inside, the border lines outside."""
+    knots = np.linspace(-grid_range, grid_range, len(values))
+    step = 2 * grid_range / (len(values) - 1)
+    left = values[0] + (x - knots[0]) * (values[1] - values[0]) / step
+    right = values[-1] + (x - knots[-1]) * (values[-1] - values[-2]) / step
+    return np.where(x < -grid_range, left, np.where(x > grid_range, right, np.interp(x, knots, values)))
+
+
+def close(actual, expected, tolerance=1e-12):
+    torch.testing.assert_close(actual, torch.as_tensor(expected).expand_as(actual), rtol=tolerance, atol=tolerance)
+
+
+# --- total variation and BV2 norm ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_knots", "grid_range"), [(5, 1.0), (21, 1.0), (33, 4.0), (81, 4.0), (9, 2.0)])
+@pytest.mark.parametrize(
+    ("init", "tv2", "points"),
+    [
+        ("identity", 0.0, 1.0),
+        ("relu", 1.0, 1.0),
+        ("leaky_relu", 0.99, 1.0),
+        ("absolute", 2.0, 1.0),
+        ("soft_threshold", 2.0, 0.5),
+        ("zero", 0.0, 0.0),
+    ],
+)
+def test_tv2_and_bv2_of_known_functions(num_knots, grid_range, init, tv2, points):
+    spline = LinearSpline(2, num_knots, grid_range, init=init)
+    close(spline.tv2(), tv2)
+    close(spline.bv2(), tv2 + points)
+
+
+@pytest.mark.parametrize("constant", [3.0, -0.5])
+def test_constant_has_no_variation_and_bv2_of_twice_its_size(constant):
+    spline = LinearSpline(1, 7, 1.0)
+    nn.init.constant_(spline.coefficients, constant)
+    close(spline.tv2(), 0.0)
+    close(spline.bv2(), 2 * abs(constant))
+
+
+@pytest.mark.parametrize("init", ["relu", "absolute"])
+def test_bv2_takes_f_of_1_from_the_border_line_of_a_small_grid(init):
+    spline = LinearSpline(1, 5, 0.5, init=init)
+    close(spline.bv2() - spline.tv2(), 1.0)
+
+
+@pytest.mark.parametrize(("num_knots", "grid_range"), [(4, 1.5), (10, 3.0), (50, 4.0)])
+def test_even_number_of_knots_spreads_the_kink_of_relu_over_two(num_knots, grid_range):
+    spline = LinearSpline(1, num_knots, grid_range, init="relu")
+    step = 2 * grid_range / (num_knots - 1)
+    changes = spline.slope_changes()[0]
+    close(spline.tv2(), 1.0)
+    close(changes[changes.abs() > 1e-9], [0.5, 0.5])
+    close(spline(torch.zeros(1, 1)), step / 4)
+
+
+@pytest.mark.parametrize(("num_knots", "grid_range"), GRIDS)
+def test_affine_part_does_not_count(num_knots, grid_range):
+    spline = random_spline(num_knots=num_knots, grid_range=grid_range)
+    affine = copy.deepcopy(spline)
+    with torch.no_grad():
+        affine.coefficients += 3.0 - 2.0 * spline.knots()
+    close(affine.slope_changes(), spline.slope_changes(), 1e-11)
+    close(affine.tv2(), spline.tv2())
+
+
+def test_affine_function_has_no_slope_changes():
+    spline = LinearSpline(2, 51, 4.0)
+    with torch.no_grad():
+        spline.coefficients.copy_((0.3 - 1.7 * spline.knots()).expand(2, -1))
+    close(spline.slope_changes(), 0.0)
+    assert spline.num_active_knots() == 0
+
+
+@pytest.mark.parametrize("factor", [-2.5, 0.0, 7.0])
+def test_tv2_is_absolutely_homogeneous(factor):
+    spline = random_spline()
+    close(functional.tv2(factor * spline.coefficients, 2.0), abs(factor) * spline.tv2())
+
+
+@pytest.mark.parametrize("factor", [0.25, 3.0])
+def test_tv2_is_invariant_under_joint_rescaling_of_both_axes(factor):
+    spline = random_spline(grid_range=2.0)
+    close(functional.tv2(spline.coefficients / factor, 2.0 / factor), spline.tv2())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chain_of_inequalities_from_slopes_to_bv2(seed):
+    torch.manual_seed(seed)
+    spline = random_spline(grid_range=0.7 + seed)
+    slopes = spline.slopes()
+    rise = (spline(torch.ones(1, 3)) - spline(torch.zeros(1, 3))).abs()[0]
+    slack = 1e-12
+    assert (spline.tv2() >= (slopes[:, -1] - slopes[:, 0]).abs() - slack).all()
+    assert (slopes.abs().amax(1) <= rise + spline.tv2() + slack).all()
+    assert (rise + spline.tv2() <= spline.bv2() + slack).all()
+
+
+def test_active_knots_are_the_slope_changes_above_the_threshold():
+    spline = LinearSpline(3, 21, 1.0, init="absolute")
+    assert spline.num_active_knots() == 3
+    assert spline.num_active_knots(threshold=2.5) == 0
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_knots", "grid_range"), [*GRIDS, (3, 0.3), (10, 3.0), (51, 4.0)])
+def test_values_agree_with_numpy_inside_and_with_border_lines_outside(num_knots, grid_range):
+    spline = random_spline(num_knots=num_knots, grid_range=grid_range)
+    edge = [sign * (grid_range + shift) for sign in (-1, 1) for shift in (-1e-9, 0.0, 1e-9, 0.5)]
+    x = torch.cat([torch.linspace(-1.5 * grid_range, 1.5 * grid_range, 997), torch.tensor([*edge, 1e6, -1e6])])
+    actual = spline(x.unsqueeze(1).expand(-1, 3)).detach().numpy()
+    for channel, values in enumerate(spline.coefficients.detach().numpy()):
+        expected = reference(x.numpy(), values, grid_range)
+        np.testing.assert_allclose(actual[:, channel], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_knots", [3, 10, 51])
+@pytest.mark.parametrize("grid_range", [1.0, 0.3, 4.0])
+def test_value_at_a_knot_is_its_coefficient(num_knots, grid_range):
+    spline = random_spline(num_knots=num_knots, grid_range=grid_range)
+    close(spline(spline.knots().unsqueeze(1).expand(-1, 3)).T, spline.coefficients)
+
+
+@pytest.mark.parametrize(("num_knots", "grid_range"), GRIDS)
+def test_knots_are_uniform_symmetric_and_end_at_the_range(num_knots, grid_range):
+    knots = LinearSpline(1, num_knots, grid_range).knots()
+    assert torch.equal(knots, -knots.flip(0))
+    close(knots, torch.linspace(-grid_range, grid_range, num_knots))
+
+
+@pytest.mark.parametrize(("num_knots", "grid_range"), [(3, 1.0), (10, 3.0), (21, 1.0)])
+def test_relu_basis_form_is_the_same_function(num_knots, grid_range):
+    spline = random_spline(1, num_knots, grid_range)
+    knots, step = spline.knots(), 2 * grid_range / (num_knots - 1)
+    changes = spline.slope_changes()[0]
+    start, first_slope = spline.coefficients[0, 0], (spline.coefficients[0, 1] - spline.coefficients[0, 0]) / step
+
+    def relu_form(x):
+        return start + first_slope * (x - knots[0]) + torch.relu(x.unsqueeze(1) - knots[1:-1]) @ changes
+
+    close(relu_form(knots), spline.coefficients[0], 1e-11)
+    x = torch.linspace(-2 * grid_range, 2 * grid_range, 301)
+    close(spline(x.unsqueeze(1))[:, 0], relu_form(x), 1e-11)
+
+
+def curve(name: str, x: torch.Tensor) -> torch.Tensor:
+    return {
+        "identity": x,
+        "relu": x.clamp(min=0),
+        "leaky_relu": x.clamp(min=0) + 0.01 * x.clamp(max=0),
+        "absolute": x.clamp(min=0) - x.clamp(max=0),
+        "soft_threshold": nn.functional.softshrink(x, 0.5),
+        "zero": 0 * x,
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("init", "names"),
+    [
+        *[(name, [name] * 3) for name in ("identity", "relu", "leaky_relu", "absolute", "soft_threshold", "zero")],
+        ("even_odd", ["absolute", "absolute", "soft_threshold"]),
+        ("maxmin", ["absolute", "identity", "absolute"]),
+    ],
+)
+@pytest.mark.parametrize("linear_term", [False, True])
+@pytest.mark.parametrize("num_knots", [10, 51])
+def test_init_is_exact_at_the_knots(init, names, linear_term, num_knots):
+    spline = LinearSpline(3, num_knots, 4.0, init=init, linear_term=linear_term)
+    expected = torch.stack([curve(name, spline.knots()) for name in names])
+    close(spline(spline.knots().unsqueeze(1).expand(-1, 3)).T, expected)
+    close(spline.values_at_knots(), expected)
+
+
+def test_even_odd_gives_a_single_curve_the_even_function():
+    assert torch.equal(LinearSpline(1, 5, 1.0, init="even_odd").coefficients[0].detach(), torch.linspace(-1, 1, 5).abs())
+
+
+# --- derivatives ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
+@pytest.mark.parametrize("num_knots", [3, 8])
+def test_derivatives_agree_with_finite_differences(check, num_knots):
+    step = 2.0 / (num_knots - 1)
+    cells = torch.tensor([-3.0, -0.6, 0.4, 1.3, num_knots - 1.5, num_knots + 2.7])  # off knots, inside and outside
+    x = (cells * step - 1.0).view(1, 2, 3).requires_grad_()
+    coefficients = torch.randn(2, num_knots, requires_grad=True)
+    assert check(lambda x, c: functional.evaluate(x, c, 1.0), (x, coefficients))
+
+
+@pytest.mark.parametrize("x", [-5.0, -1.97, -0.13, 0.61, 1.99, 7.0])
+def test_one_sample_moves_exactly_the_two_coefficients_of_its_cell(x):
+    spline = random_spline(2, 11, 2.0)
+    spline(torch.tensor([[x, float("nan")]]))[0, 0].backward()
+    cell = min(max(int((x + 2.0) // 0.4), 0), 9)
+    weight = (x + 2.0) / 0.4 - cell
+    expected = torch.zeros(11)
+    expected[cell], expected[cell + 1] = 1 - weight, weight
+    close(spline.coefficients.grad[0], expected)
+    assert spline.coefficients.grad[0].count_nonzero() == 2
+
+
+def test_derivative_at_a_knot_is_the_right_hand_slope():
+    spline = LinearSpline(1, 5, 1.0, init="absolute")
+    x = torch.tensor([[-0.5], [0.0], [0.5], [1.0]], requires_grad=True)
+    spline(x).sum().backward()
+    close(x.grad, [[-1.0], [1.0], [1.0], [1.0]])
+
+
+def test_per_sample_jacobians_through_torch_func():
+    spline = random_spline()
+    x = torch.randn(5, 3)
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda sample: spline(sample.unsqueeze(0)).squeeze(0)))(x)
+    leaf = x.clone().requires_grad_()
+    spline(leaf).sum().backward()
+    close(jacobians, torch.diag_embed(leaf.grad))
+
+
+# --- shapes and sharing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (4, 3, 5, 2), (2, 3, 2, 3, 4), (0, 3), (0, 3, 5, 2), (1, 3)])
+def test_every_rank_and_batch_size(shape):
+    spline = random_spline()
+    x = 2 * torch.randn(shape)
+    y = spline(x)
+    assert y.shape == shape
+    for channel, values in enumerate(spline.coefficients.detach().numpy()):
+        expected = reference(x[:, channel].numpy(), values, 2.0)
+        np.testing.assert_allclose(y[:, channel].detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sharing", ["channel", "layer", "neuron"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.cat([x, x], dim=3)[..., : x.shape[3]],
+        lambda x: torch.stack([x, x], dim=-1)[..., 0],
+    ],
+    ids=["channels_last", "transposed", "sliced", "strided"],
+)
+def test_memory_layout_does_not_matter(sharing, view):
+    spline = random_spline(sharing=sharing, spatial_shape=(4, 5) if sharing == "neuron" else ())
+    x = torch.randn(2, 3, 4, 5)
+    assert not view(x).is_contiguous()
+    assert torch.equal(spline(view(x)), spline(x))
+
+
+@pytest.mark.parametrize(("sharing", "curves"), [("channel", 3), ("layer", 1), ("neuron", 3 * 2 * 4)])
+def test_sharing_decides_which_curve_acts_where(sharing, curves):
+    spline = random_spline(sharing=sharing, spatial_shape=(2, 4) if sharing == "neuron" else ())
+    assert spline.coefficients.shape == (curves, 11)
+    x = 2 * torch.randn(5, 3, 2, 4)
+    curve_of = {
+        "channel": torch.arange(3).view(3, 1, 1).expand(3, 2, 4),
+        "layer": torch.zeros(3, 2, 4, dtype=torch.long),
+        "neuron": torch.arange(24).view(3, 2, 4),
+    }[sharing]
+    y, values = spline(x).detach().numpy(), spline.coefficients.detach().numpy()
+    for position in np.ndindex(3, 2, 4):
+        expected = reference(x[:, *position].numpy(), values[curve_of[position]], 2.0)
+        np.testing.assert_allclose(y[:, *position], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_neuron_sharing_of_a_dense_layer_is_channel_sharing():
+    per_neuron, per_channel = random_spline(sharing="neuron"), random_spline()
+    per_channel.load_state_dict(per_neuron.state_dict())
+    x = torch.randn(6, 3)
+    assert torch.equal(per_neuron(x), per_channel(x))
+
+
+@pytest.mark.parametrize("sharing", ["channel", "layer", "neuron"])
+@pytest.mark.parametrize("shape", [(4, 2), (4, 4), (3,), (4, 1, 3)])
+def test_wrong_number_of_channels_raises(sharing, shape):
+    with pytest.raises(ValueError, match=re.escape(str(shape))):
+        random_spline(sharing=sharing)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 5, 4), (2, 3, 4, 5, 1), (2, 3, 20)])
+def test_neuron_sharing_refuses_another_spatial_shape(shape):
+    spline = random_spline(sharing="neuron", spatial_shape=(4, 5))
+    with pytest.raises(ValueError, match="sharing=neuron"):
+        spline(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_channels": 0}, "num_channels=0"),
+        ({"num_knots": 2}, "num_knots=2"),
+        ({"num_knots": -5}, "num_knots=-5"),
+        ({"grid_range": 0.0}, "grid_range=0.0"),
+        ({"grid_range": -1.0}, "grid_range=-1.0"),
+        ({"grid_range": float("inf")}, "grid_range=inf"),
+        ({"grid_range": float("nan")}, "grid_range=nan"),
+        ({"init": "sine"}, "init=sine"),
+        ({"sharing": "pixel"}, "sharing=pixel"),
+        ({"spatial_shape": (2, 2)}, "spatial_shape=(2, 2)"),
+        ({"sharing": "layer", "spatial_shape": (2,)}, "spatial_shape=(2,)"),
+    ],
+)
+def test_bad_arguments_are_named_with_their_value(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LinearSpline(**{"num_channels": 3, **settings})
+
+
+# --- NaN, dtypes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharing", ["channel", "layer", "neuron"])
+def test_nan_stays_where_it_is(sharing):
+    spline = random_spline(sharing=sharing)
+    x = torch.randn(4, 3)
+    expected = spline(x).detach()
+    x[1, 2] = expected[1, 2] = float("nan")
+    torch.testing.assert_close(spline(x).detach(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("low_precision_parameters", [False, True])
+def test_half_precision_input_costs_no_more_than_the_rounding_of_the_result(dtype, low_precision_parameters):
+    spline = random_spline(num_knots=51, grid_range=4.0).float()
+    if low_precision_parameters:
+        spline = spline.to(dtype)
+    x = (3 * torch.randn(100, 3)).to(dtype)
+    y = spline(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, spline.float()(x.float()).to(dtype), rtol=0, atol=0)
+
+
+def test_autocast_keeps_the_spline_in_float32_and_the_dtype_of_its_input():
+    linear, spline = nn.Linear(4, 3).float(), random_spline(num_knots=51, grid_range=4.0).float()
+    x = torch.randn(20, 4, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = linear(x)
+        y = spline(hidden)
+    assert hidden.dtype == y.dtype == torch.bfloat16
+    assert torch.equal(y, spline(hidden.float()).to(torch.bfloat16))
+
+
+def test_double_spline_works_in_double():
+    spline = random_spline().float().double()
+    x = torch.randn(10, 3)
+    values = spline.coefficients.detach().numpy()
+    assert spline(x).dtype == torch.float64
+    assert spline.tv2().dtype == spline.bv2().dtype == torch.float64
+    np.testing.assert_allclose(spline(x)[:, 1].detach().numpy(), reference(x[:, 1].numpy(), values[1], 2.0), rtol=1e-12)
+
+
+# --- linear term ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("sharing", ["channel", "layer", "neuron"])
+def test_linear_term_leaves_the_initial_function_and_its_norms_alone(init, sharing):
+    plain = LinearSpline(4, 21, 2.0, init=init, sharing=sharing)
+    split = LinearSpline(4, 21, 2.0, init=init, sharing=sharing, linear_term=True)
+    x = 3 * torch.randn(50, 4)
+    close(split(x), plain(x))
+    close(split.tv2(), plain.tv2())
+    close(split.bv2(), plain.bv2())
+    for actual, expected in zip(split.slope_range(), plain.slope_range(), strict=True):
+        close(actual, expected)
+
+
+def test_linear_term_is_an_explicit_slope():
+    spline = random_spline(linear_term=True)
+    without = random_spline()
+    with torch.no_grad():
+        without.coefficients.copy_(spline.coefficients)
+    x = 3 * torch.randn(50, 3)
+    close(spline(x), without(x) + spline.linear * x)
+
+
+def test_linear_term_trains():
+    spline = LinearSpline(2, 21, 2.0, init="zero", linear_term=True)
+    x, output_gradient = 3 * torch.randn(50, 2), torch.randn(50, 2)
+    spline(x).backward(output_gradient)
+    close(spline.linear.grad, (output_gradient * x).sum(0))
+
+
+# --- persistence ------------------------------------------------------------------------------------------------------
+
+
+def through_state_dict(spline):
+    fresh = LinearSpline(3, 11, 2.0, linear_term=True)
+    buffer = io.BytesIO()
+    torch.save(spline.state_dict(), buffer)
+    buffer.seek(0)
+    fresh.load_state_dict(torch.load(buffer, weights_only=True))
+    return fresh
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [through_state_dict, copy.deepcopy, lambda spline: pickle.loads(pickle.dumps(spline))],
+    ids=["state_dict", "deepcopy", "pickle"],
+)
+def test_copy_is_the_same_function_with_parameters_of_its_own(duplicate):
+    spline = random_spline(linear_term=True)
+    x = torch.randn(7, 3)
+    expected = spline(x).detach()
+    twin = duplicate(spline)
+    with torch.no_grad():
+        spline.coefficients.zero_()
+    assert torch.equal(twin(x).detach(), expected)
+
+
+def test_state_dict_of_another_size_is_refused():
+    with pytest.raises(RuntimeError, match="coefficients"):
+        LinearSpline(3, 13).load_state_dict(random_spline(num_knots=11).state_dict())

@@ -1,0 +1,86 @@
+"""The shape of the code itself: import directions, sizes, and a package that stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "tautnet"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# Who may import whom, by the first name below tautnet. Everyone may import itself.
+ALLOWED = {
+    "__init__": set(),
+    "factories": set(),
+    "logkeys": set(),
+    "config": set(),
+    "functional": set(),
+    "activations": {"functional", "factories"},
+    "normalizers": {"functional", "factories"},
+    "backbones": {"factories"},
+    "lipschitz": {"functional", "factories", "backbones"},
+    "regularizers": {"functional", "factories", "activations"},
+    "splines": {"functional", "activations"},
+    "optim": {"factories", "config"},
+    "models": {"config", "factories", "backbones", "optim", "regularizers", "logkeys"},
+    "callbacks": {"lipschitz", "splines", "regularizers", "activations", "models", "logkeys"},
+    "data": {"factories"},
+    "app": {"config", "optim", "logkeys", "results"},
+    "results": {"logkeys"},
+}
+KNOW_LIGHTNING = {"models", "callbacks", "data", "app", "results"}
+KNOW_HYDRA = {"app", "config"}
+
+
+def unit_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_modules(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_follow_the_directions(path):
+    unit = unit_of(path)
+    for name in imported_modules(path):
+        top, *rest = name.split(".")
+        if top == "tautnet":
+            assert rest[0] in ALLOWED[unit] | {unit}, f"{unit} imports {name}"
+        if top in ("pytorch_lightning", "lightning_fabric"):
+            assert unit in KNOW_LIGHTNING, f"{unit} imports {name}"
+        if top in ("hydra", "omegaconf"):
+            assert unit in KNOW_HYDRA, f"{unit} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_and_functions_stay_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 260
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            doc = ast.get_docstring(node, clean=False)
+            body = node.end_lineno - node.lineno + 1 - (doc.count("\n") + 1 if doc else 0)
+            assert body <= 60, f"{node.name}: {body} lines"
+
+
+def test_no_dependency_needs_torchvision():
+    """A torchvision beside another build of torch breaks the import of torchmetrics and Lightning."""
+    from importlib.metadata import requires
+
+    assert not any("torchvision" in line for line in requires("tautnet"))
+
+
+def test_the_command_line_imports_neither_torch_nor_lightning():
+    code = "import sys, train; assert not {'torch', 'pytorch_lightning'} & set(sys.modules), 'heavy'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
