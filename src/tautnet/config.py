@@ -52,12 +52,17 @@ class Settings:
     regularizer: Any = field(default_factory=dict)
 
 
+def register_schema() -> None:
+    """Make the types of the top level known to Hydra, as ``schema`` in the defaults list."""
+    ConfigStore.instance().store(name="schema", node=Settings)
+
+
 def command_line(main: Callable[[], Any]) -> int:
     """Run a Hydra main function; bad settings end in one line on stderr and exit status 2.
 
     The environment variable HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
-    ConfigStore.instance().store(name="schema", node=Settings)
+    register_schema()
     if os.environ.get(TRACEBACK_SWITCH) == "1":
         main()
         return 0

@@ -101,7 +101,8 @@ def test_slope_range_is_that_of_a_dense_scan(activation):
 
 
 @pytest.mark.parametrize(
-    ("make", "steepest"), [(lambda: LeakyReLU(1, 1.3), 1.3), (lambda: LeakyReLU(1, -1.3), 1.3), (lambda: ELU(1, 1.3), 1.3)]
+    ("make", "steepest"),
+    [(lambda: LeakyReLU(1, 1.3), 1.3), (lambda: LeakyReLU(1, -1.3), 1.3), (lambda: ELU(1, 1.3), 1.3)],
 )
 def test_constant_is_not_rounded_below_the_slope_that_the_forward_uses(make, steepest):
     torch.set_default_dtype(torch.float32)

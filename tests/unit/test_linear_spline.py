@@ -211,7 +211,9 @@ def test_init_is_exact_at_the_knots(init, names, linear_term, num_knots):
 
 
 def test_even_odd_gives_a_single_curve_the_even_function():
-    assert torch.equal(LinearSpline(1, 5, 1.0, init="even_odd").coefficients[0].detach(), torch.linspace(-1, 1, 5).abs())
+    assert torch.equal(
+        LinearSpline(1, 5, 1.0, init="even_odd").coefficients[0].detach(), torch.linspace(-1, 1, 5).abs()
+    )
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------

@@ -71,8 +71,7 @@ class LipschitzMonitor(pl.Callback):
         assert isinstance(model, AbstractModel)
         assert self._samples is not None
         report = lipschitz_bound(model.net, model.input_shape)
-        # As float64: the float32 that a Python number becomes could round a guarantee down.
-        model.log(logkeys.LIPSCHITZ_BOUND, torch.tensor(report.total, dtype=torch.float64))
+        model.log(logkeys.LIPSCHITZ_BOUND, _rounded_up(report.total))
         model.log(logkeys.LIPSCHITZ_LOWER, lipschitz_lower(model.net, self._samples))
         self._samples = None
         for layer in report.layers if self.per_layer else ():
@@ -81,3 +80,9 @@ class LipschitzMonitor(pl.Callback):
         if report.unbounded and not self._told:
             self._told = True
             _log.warning("No finite Lipschitz bound because of %s.", ", ".join(report.unbounded))
+
+
+def _rounded_up(value: float) -> Tensor:
+    """As float32, what Lightning logs, without rounding a guarantee down."""
+    nearest = torch.tensor(value, dtype=torch.float32)
+    return nearest if nearest.item() >= value else torch.nextafter(nearest, torch.tensor(float("inf")))

@@ -12,11 +12,16 @@ from torch import Tensor
 _ROUNDING = 1 + 1e-10
 
 
+def _exact(tensor: Tensor) -> Tensor:
+    """As float64 on the CPU: other devices decompose float64 slowly or not at all."""
+    return tensor.to("cpu", torch.float64)
+
+
 def spectral_norm(weight_OI: Tensor) -> float:
     """Largest singular value of a matrix, by a float64 decomposition; inf if an entry is not finite."""
     if not weight_OI.isfinite().all():
         return inf
-    return float(torch.linalg.matrix_norm(weight_OI.double(), ord=2)) * _ROUNDING
+    return float(torch.linalg.matrix_norm(_exact(weight_OI), ord=2)) * _ROUNDING
 
 
 def conv2d_spectral_norm(
@@ -42,7 +47,7 @@ def conv2d_spectral_norm(
     """
     if not kernel.isfinite().all():
         return inf
-    kernel = kernel.double()
+    kernel = _exact(kernel)
     spans = [d * (k - 1) for d, k in zip(dilation, kernel.shape[2:], strict=True)]
     dilated = kernel.new_zeros(*kernel.shape[:2], spans[0] + 1, spans[1] + 1)
     dilated[:, :, :: dilation[0], :: dilation[1]] = kernel

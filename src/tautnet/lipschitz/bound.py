@@ -91,7 +91,8 @@ def _log_bound(net: nn.Module, path: str, x: Tensor, p: float, layers: list[Laye
     """Logarithm of the bound, and the output for ``x``, whose shape the next layer needs."""
     if type(net) is nn.Sequential:
         log_total = 0.0
-        for name, child in net.named_children():
+        for name, child in net._modules.items():  # named_children would pass over a module used a second time
+            assert child is not None
             log_child, x = _log_bound(child, _join(path, name), x, p, layers)
             log_total = _log_product(log_total, log_child)
         return log_total, x
@@ -99,7 +100,10 @@ def _log_bound(net: nn.Module, path: str, x: Tensor, p: float, layers: list[Laye
         log_body, y = _log_bound(net.body, _join(path, "body"), x, p, layers)
         log_shortcut, z = _log_bound(net.shortcut, _join(path, "shortcut"), x, p, layers)
         return _log_sum(log_body, log_shortcut), y + z
-    value = float(net.lipschitz_constant(p) if isinstance(net, AbstractLayer) else stock_layer_bound(net, x.shape[1:]))
+    if isinstance(net, AbstractLayer):  # computed in the precision of its parameters
+        value = float(net.lipschitz_constant(p)) * (1 + 16 * torch.finfo(x.dtype).eps)
+    else:
+        value = stock_layer_bound(net, x.shape[1:])
     value = value if value >= 0 else inf  # NaN weights bound nothing
     layers.append(LayerBound(path, type(net).__name__, value))
     return (log(value) if value > 0 else -inf), net(x)

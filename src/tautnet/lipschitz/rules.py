@@ -33,9 +33,9 @@ def _conv2d(layer: nn.Conv2d, shape: Sequence[int]) -> float:
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, shape: Sequence[int]) -> float:
     if layer.running_var is None:  # normalises with the statistics of the batch, in eval mode too
         return inf
-    factor_C = (layer.running_var.double() + layer.eps).rsqrt()
+    factor_C = (layer.running_var.to("cpu", torch.float64) + layer.eps).rsqrt()
     if layer.affine:
-        factor_C = factor_C * layer.weight.double().abs()
+        factor_C = factor_C * layer.weight.to("cpu", torch.float64).abs()
     return float(factor_C.max())
 
 

@@ -1,0 +1,49 @@
+"""Composing the application's settings inside the test process."""
+
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from tautnet.config import plain, register_schema
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+
+
+def options(group: str) -> list[str]:
+    """The options of a config group, as Hydra finds them."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Callable[..., dict]]:
+    """Compose conf/train.yaml with overrides into plain settings."""
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield lambda *overrides: plain(compose("train", overrides=[f"run_dir={tmp_path}", *overrides]))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Run train.py as a script in this process and return its exit status."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setitem(os.environ, "HYDRA_FULL_ERROR", "0")  # train.py sets it
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        return left.value.code
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

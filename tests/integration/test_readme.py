@@ -1,0 +1,75 @@
+"""The README's commands, typed as they stand there; training ones with two batches."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^(python train\.py.*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
+TRAINING = [c for c in COMMANDS if "ckpt" not in c and "--help" not in c and "run=" not in c]
+CONTINUING = [c for c in COMMANDS if "ckpt" in c]
+
+
+def run(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    program, script, *arguments = shlex.split(line)
+    assert (program, script) == ("python", "train.py")
+    environment = os.environ | {"HYDRA_FULL_ERROR": "0"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments, *more],
+        cwd=folder, capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+def test_the_commands_were_found():
+    assert len(TRAINING) >= 5
+    assert len(CONTINUING) == 2
+    assert "python -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python train.py" in README
+    assert "python -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest" in README
+
+
+@pytest.mark.parametrize("line", TRAINING)
+def test_training_commands(line, folder):
+    before = set(folder.rglob("result.json"))
+    done = run(line, folder, "debug=fast")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    jobs = 12 if "-m" in shlex.split(line) else 1
+    assert len(set(folder.rglob("result.json")) - before) == jobs
+
+
+@pytest.mark.parametrize("line", CONTINUING)
+def test_continuing_commands(line, folder):
+    if not (folder / "first").exists():
+        assert run("python train.py", folder, "debug=fast", "hydra.run.dir=first").returncode == 0
+    target = folder / f"continued{CONTINUING.index(line)}"
+    line = line.replace("<run>", "first").replace("max_epochs=40", "max_epochs=2")
+    done = run(line, folder, f"hydra.run.dir={target}")
+    assert done.returncode == 0, done.stderr
+    assert "test/acc" in json.loads((target / "result.json").read_text())["metrics"]
+
+
+def test_help_is_for_people(folder):
+    done = run("python train.py --help", folder)
+    assert done.returncode == 0
+    for words in ("python train.py -m", "activation: ", "norm/output: ", "tensorboard --logdir"):
+        assert words in done.stdout
+    assert not (folder / "outputs" / "help").exists()
+
+
+def test_the_library_example_runs(folder):
+    example = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL).group(1)
+    done = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[0]) > 0

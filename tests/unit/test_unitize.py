@@ -1,0 +1,307 @@
+"""Unitize and BatchNorm: exact values, gradients, statistics, dtypes."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from tautnet.normalizers import BatchNorm, Unitize
+
+SHAPES = [(6, 3), (6, 3, 4), (6, 3, 4, 5), (6, 3, 4, 2, 3)]
+TINY = 1e-14  # an eps that does not show
+
+
+@pytest.fixture(autouse=True)
+def _float64_and_seed():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def randomised(layer: nn.Module) -> nn.Module:
+    """Random parameters and running statistics."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+        layer.batch_norm.running_mean.normal_()
+        layer.batch_norm.running_var.uniform_(0.2, 3.0)
+    return layer
+
+
+def without_statistics(layer: Unitize) -> Unitize:
+    """In eval mode, with running statistics that make the normalised input the input."""
+    layer.batch_norm.running_mean.zero_()
+    layer.batch_norm.running_var.fill_(1 - layer.eps)
+    return layer.eval()
+
+
+def with_alpha(layer: Unitize, alpha) -> Unitize:
+    with torch.no_grad():
+        layer.alpha.copy_(torch.as_tensor(alpha))
+    return layer
+
+
+def per_channel(vector, x):
+    return vector.view(-1, *[1] * (x.dim() - 2))
+
+
+def squared_norms(x, axes, scale):
+    """The scaled squared norm of each sample or position, by loops."""
+    positions = x[0, 0].numel() if axes == "sample" else 1
+    factor = {"official": positions**-2, "l2": 1, "per_pixel": 1 / positions, "rms": 1 / (positions * x.shape[1])}[
+        scale
+    ]
+    q = torch.empty_like(x[:, :1])
+    for n, sample in enumerate(x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)):
+        columns = sample.T
+        norms = torch.stack([column @ column for column in columns])
+        q[n] = (norms.sum().expand_as(norms) if axes == "sample" else norms).view(q[n].shape)
+    return factor * q
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("norm_axes", ["sample", "pixel"])
+def test_alpha_zero_is_batch_normalisation(shape, training, norm_axes):
+    unitize = with_alpha(randomised(Unitize(3, norm_axes=norm_axes)), 0.0)
+    batch = nn.BatchNorm1d(3, eps=1e-3)
+    batch.load_state_dict({**unitize.batch_norm.state_dict(), "weight": unitize.weight, "bias": unitize.bias})
+    x = 2 * torch.randn(shape) + 1
+    flat = x if x.dim() == 2 else x.flatten(2)
+    expected = batch.train(training)(flat).view(shape)
+    torch.testing.assert_close(unitize.train(training)(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_new_layer_is_batch_normalisation_that_has_not_learned():
+    unitize = Unitize(3)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(unitize(x), nn.BatchNorm1d(3, eps=1e-3)(x), rtol=1e-12, atol=1e-12)
+    assert unitize.alpha.tolist() == [0, 0, 0]
+
+
+def test_alpha_one_gives_every_row_norm_one():
+    unitize = with_alpha(Unitize(7, eps=TINY), 1.0)
+    norms = unitize(torch.randn(20, 7)).norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(20), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5, 1.0])
+def test_scalar_alpha_interpolates_the_norm(alpha):
+    unitize = without_statistics(with_alpha(Unitize(7, eps=TINY), alpha))
+    x = 3 * torch.randn(20, 7)
+    expected = alpha + (1 - alpha) * x.norm(dim=1)
+    torch.testing.assert_close(unitize(x).norm(dim=1), expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "expected"), [(1.0, [0.6, 0.8]), (0.5, [1.8, 2.4]), ([1.0, 0.0], [0.6, 4.0]), (0.0, [3.0, 4.0])]
+)
+def test_three_four(alpha, expected):
+    unitize = without_statistics(with_alpha(Unitize(2, eps=TINY), alpha))
+    actual = unitize(torch.tensor([[3.0, 4.0]]))
+    torch.testing.assert_close(actual, torch.tensor([expected]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"), [("official", 20.0), ("l2", 1.0), ("per_pixel", 20**0.5), ("rms", 60**0.5)]
+)
+def test_norm_of_an_image_at_alpha_one(scale, expected):
+    unitize = with_alpha(Unitize(3, eps=TINY, norm_scale=scale), 1.0)
+    norms = unitize(torch.randn(6, 3, 4, 5)).flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, torch.full((6,), expected), rtol=1e-10, atol=0)
+
+
+def test_alpha_one_does_not_see_the_scale_of_a_sample():
+    unitize = without_statistics(with_alpha(Unitize(3, eps=TINY), 1.0))
+    x, scales = torch.randn(5, 3, 4, 4), torch.tensor([1e-2, 0.5, 1.0, 3.0, 1e3]).view(5, 1, 1, 1)
+    torch.testing.assert_close(unitize(scales * x), unitize(x), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("norm_axes", ["sample", "pixel"])
+@pytest.mark.parametrize("norm_scale", ["official", "l2", "per_pixel", "rms"])
+def test_forward_is_the_formula(shape, norm_axes, norm_scale):
+    unitize = randomised(Unitize(3, eps=0.02, norm_axes=norm_axes, norm_scale=norm_scale)).eval()
+    x = torch.randn(shape)
+    mean, deviation = unitize.batch_norm.running_mean, (unitize.batch_norm.running_var + 0.02).sqrt()
+    normalised = (x - per_channel(mean, x)) / per_channel(deviation, x)
+    r = (squared_norms(normalised, norm_axes, norm_scale) + 0.02) ** -0.5
+    alpha, gamma, beta = (per_channel(vector, x) for vector in (unitize.alpha, unitize.weight, unitize.bias))
+    expected = gamma * (alpha * r + (1 - alpha)) * normalised + beta
+    torch.testing.assert_close(unitize(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_zero_sample_gives_beta():
+    unitize = without_statistics(with_alpha(Unitize(3), 1.0))
+    nn.init.constant_(unitize.bias, 0.7)
+    assert torch.equal(unitize(torch.zeros(1, 3, 2)), torch.full((1, 3, 2), 0.7))
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 2, 3)])
+@pytest.mark.parametrize("norm_scale", ["official", "l2", "per_pixel", "rms"])
+def test_gradients_are_the_closed_forms(shape, norm_scale):
+    unitize = randomised(Unitize(3, norm_scale=norm_scale))
+    without_statistics(unitize)
+    x, g = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    unitize(x).backward(g)
+
+    positions = x[0, 0].numel()
+    kappa = {"official": positions**-2, "l2": 1, "per_pixel": 1 / positions, "rms": 1 / (3 * positions)}[norm_scale]
+    z, alpha, gamma = x.detach(), per_channel(unitize.alpha, x).detach(), per_channel(unitize.weight, x).detach()
+    dims = tuple(range(1, x.dim()))
+    r = (kappa * (z * z).sum(dims, keepdim=True) + unitize.eps) ** -0.5
+    s = alpha * r + 1 - alpha
+    input_gradient = gamma * s * g - r**3 * kappa * z * (gamma * alpha * g * z).sum(dims, keepdim=True)
+    over_channels = (0, *range(2, x.dim()))
+    torch.testing.assert_close(x.grad, input_gradient, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(unitize.alpha.grad, (gamma * z * (r - 1) * g).sum(over_channels), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(unitize.weight.grad, (s * z * g).sum(over_channels), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(unitize.bias.grad, g.sum(over_channels), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm_axes", ["sample", "pixel"])
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_agree_with_finite_differences(norm_axes, training):
+    unitize = randomised(Unitize(2, norm_axes=norm_axes)).train(training)
+    x = torch.randn(3, 2, 2, requires_grad=True)
+    parameters = dict(unitize.named_parameters())
+
+    def function(x, *values):
+        return torch.func.functional_call(unitize, dict(zip(parameters, values, strict=True)), x)
+
+    assert torch.autograd.gradcheck(function, (x, *parameters.values()))
+
+
+def test_alpha_at_zero_has_a_gradient():
+    unitize = Unitize(3)
+    (unitize(torch.randn(8, 3, 4)) * torch.randn(8, 3, 4)).sum().backward()
+    assert (unitize.alpha.grad.abs() > 1e-3).all()
+
+
+# --- statistics and modes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("make", [Unitize, BatchNorm])
+def test_running_statistics_are_those_of_a_batch_norm_twin(shape, make):
+    layer = make(3, eps=1e-3, momentum=0.2)
+    twin = nn.BatchNorm1d(3, eps=1e-3, momentum=0.2)
+    for _ in range(3):
+        x = 2 * torch.randn(shape) + 1
+        layer(x)
+        twin(x if x.dim() == 2 else x.flatten(2))
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(getattr(layer.batch_norm, name), getattr(twin, name))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("make", [Unitize, BatchNorm])
+def test_evaluation_of_a_sample_does_not_see_the_rest_of_the_batch(shape, make):
+    layer = randomised(make(3)).eval()
+    x = torch.randn(shape)
+    alone = torch.cat([layer(sample.unsqueeze(0)) for sample in x])
+    torch.testing.assert_close(layer(x), alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [Unitize, BatchNorm])
+def test_evaluation_leaves_the_running_statistics_alone(make):
+    layer = randomised(make(3)).eval()
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    layer(torch.randn(4, 3))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("reference", "shape"),
+    [(nn.BatchNorm1d, (6, 3)), (nn.BatchNorm2d, (6, 3, 4, 5)), (nn.BatchNorm3d, (6, 3, 4, 2, 3))],
+)
+def test_batch_norm_is_torchs(reference, shape, training):
+    ours, theirs = randomised(BatchNorm(3, eps=1e-4, momentum=0.3)), reference(3, eps=1e-4, momentum=0.3)
+    theirs.load_state_dict(ours.batch_norm.state_dict())
+    ours.train(training)
+    theirs.train(training)
+    x, output_gradient = torch.randn(shape), torch.randn(shape)
+    results = []
+    for layer in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        y.backward(output_gradient)
+        results.append([y.detach(), leaf.grad, *(p.grad for p in layer.parameters()), *layer.buffers()])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("make", [Unitize, BatchNorm])
+def test_conversion_to_sync_batch_norm_keeps_everything(make, shape):
+    net = nn.Sequential(randomised(make(3))).eval()
+    parameters = {name: parameter.clone() for name, parameter in net.named_parameters()}
+    x = torch.randn(shape)
+    expected = net(x)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    assert isinstance(converted[0].batch_norm, nn.SyncBatchNorm)
+    assert dict(converted.named_parameters()).keys() == parameters.keys()
+    assert all(torch.equal(parameter, parameters[name]) for name, parameter in converted.named_parameters())
+    torch.testing.assert_close(converted(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_state_dict_round_trip():
+    source, copy = randomised(Unitize(3)).eval(), Unitize(3).eval()
+    copy.load_state_dict(source.state_dict())
+    x = torch.randn(4, 3, 2)
+    assert torch.equal(copy(x), source(x))
+
+
+# --- constraint, dtypes, arguments ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("constraint", "expected"), [("project", [0.0, 0.3, 1.0]), ("none", [-0.4, 0.3, 1.7])])
+def test_projection_clamps_alpha_only_under_the_constraint(constraint, expected):
+    unitize = with_alpha(Unitize(3, alpha_constraint=constraint), [-0.4, 0.3, 1.7])
+    unitize.project_()
+    assert unitize.alpha.tolist() == expected
+    assert unitize.alpha.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("low_precision_layer", [False, True])
+def test_half_precision_sum_of_squares_over_a_big_image_does_not_overflow(dtype, low_precision_layer):
+    unitize = without_statistics(with_alpha(Unitize(64, norm_scale="rms").float(), 1.0))
+    x = torch.randn(1, 64, 56, 56, dtype=torch.float32).to(dtype)
+    assert x.square().sum() > torch.finfo(torch.float16).max
+    expected = unitize(x.float())
+    y = (unitize.to(dtype) if low_precision_layer else unitize)(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), expected, rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [Unitize, BatchNorm])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_channels": 0}, "num_channels=0"),
+        ({"eps": 0.0}, "eps=0.0"),
+        ({"eps": -1e-3}, "eps=-0.001"),
+        ({"eps": float("nan")}, "eps=nan"),
+        ({"momentum": 0.0}, "momentum=0.0"),
+        ({"momentum": 1.5}, "momentum=1.5"),
+    ],
+)
+def test_bad_arguments_are_named_with_their_value(make, settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(**{"num_channels": 3, **settings})
+
+
+@pytest.mark.parametrize("name", ["norm_axes", "norm_scale", "alpha_constraint"])
+def test_unknown_choice_is_named_with_its_value(name):
+    with pytest.raises(ValueError, match=f"{name}=other"):
+        Unitize(3, **{name: "other"})
