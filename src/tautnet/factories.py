@@ -31,7 +31,10 @@ class AbstractLayer(nn.Module, RoleOwner):
 
     @abstractmethod
     def lipschitz_constant(self, p: float) -> Tensor:
-        """Upper bound of the Lipschitz constant of the eval-mode layer for the vector p-norm; scalar, may be inf."""
+        """Upper bound of the Lipschitz constant of the eval-mode layer for the vector p-norm; may be inf.
+
+        A scalar in float64 on the CPU: float32 could round a guarantee down.
+        """
 
 
 class Projected(ABC):

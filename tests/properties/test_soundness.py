@@ -52,11 +52,7 @@ BACKBONES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64_on_one_thread")
 
 
 @torch.no_grad()

@@ -17,12 +17,7 @@ INITS = ["identity", "relu", "leaky_relu", "absolute", "soft_threshold", "even_o
 GRIDS = [(5, 1.0), (21, 1.0), (33, 4.0), (81, 4.0), (9, 2.0), (5, 16.0)]
 
 
-@pytest.fixture(autouse=True)
-def _float64_and_seed():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random_spline(num_channels=3, num_knots=11, grid_range=2.0, **settings) -> LinearSpline:
@@ -451,4 +446,15 @@ def test_copy_is_the_same_function_with_parameters_of_its_own(duplicate):
 
 def test_state_dict_of_another_size_is_refused():
     with pytest.raises(RuntimeError, match="coefficients"):
-        LinearSpline(3, 13).load_state_dict(random_spline(num_knots=11).state_dict())
+        LinearSpline(3, 13, 2.0).load_state_dict(random_spline(num_knots=11).state_dict())
+
+
+def test_state_dict_of_another_grid_is_refused():
+    with pytest.raises(ValueError, match=r"grid_range=4\.0"):
+        LinearSpline(3, 11).load_state_dict(random_spline(num_knots=11, grid_range=2.0).state_dict())
+
+
+@pytest.mark.parametrize("wrong", [{"num_knots": 5.5}, {"sharing": "neuron", "spatial_shape": (0,)}])
+def test_sizes_that_are_no_counts_are_refused(wrong):
+    with pytest.raises(ValueError, match="="):
+        LinearSpline(3, **wrong)

@@ -16,11 +16,6 @@ from tautnet.optim import JointOptimizer, parameters_by_role
 from tautnet.optim.schedules import constant, cosine, multistep
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def small_net():
     return nn.Sequential(nn.Linear(4, 5), LinearSpline(5, 9, 2.0), nn.Linear(5, 3), LinearSpline(3, 9, 2.0))
 
@@ -261,3 +256,31 @@ def test_multistep_default_drops_three_times():
 def test_bad_schedule_settings_are_named_with_their_value(schedule, settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         schedule(SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 10, **settings)
+
+
+def test_a_copy_steps_like_the_original():
+    weight = torch.nn.Parameter(torch.ones(3))
+    joint = JointOptimizer([torch.optim.Adam([{"params": [weight], "role": "weight"}], lr=0.1)])
+    twin = copy.deepcopy(joint)
+    for optimizer in (joint, twin):
+        (parameter,) = optimizer.param_groups[0]["params"]
+        for _ in range(3):
+            parameter.grad = torch.arange(3.0)
+            optimizer.step()
+    assert torch.equal(twin.param_groups[0]["params"][0], weight)
+    assert not torch.equal(weight, torch.ones(3))
+
+
+def test_a_parameter_group_that_nobody_would_step_is_refused():
+    joint = JointOptimizer([torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])])
+    with pytest.raises(ValueError, match="member"):
+        joint.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+
+
+def test_the_original_of_a_parametrised_weight_keeps_its_role():
+    layer = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(3, 2))
+    found = parameters_by_role(torch.nn.Sequential(layer))
+    assert {role: [p.shape for p in parameters] for role, parameters in found.items()} == {
+        "weight": [torch.Size([2, 3])],
+        "bias": [torch.Size([2])],
+    }

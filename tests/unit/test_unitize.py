@@ -12,12 +12,7 @@ SHAPES = [(6, 3), (6, 3, 4), (6, 3, 4, 5), (6, 3, 4, 2, 3)]
 TINY = 1e-14  # an eps that does not show
 
 
-@pytest.fixture(autouse=True)
-def _float64_and_seed():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def randomised(layer: nn.Module) -> nn.Module:

@@ -27,7 +27,10 @@ class AbstractActivation(AbstractLayer):
 
     @abstractmethod
     def slope_range(self) -> tuple[Tensor, Tensor]:
-        """Infimum and supremum of the derivative over the whole line, each of shape (C,); may be infinite."""
+        """Infimum and supremum of the derivative over the whole line; may be infinite.
+
+        Each of shape (C,), in float64 on the CPU, where constants are computed.
+        """
 
     @abstractmethod
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import pi, sqrt
+from math import isfinite, pi, sqrt
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from tautnet.functional.elementwise import range_on_box
 
 
 def _constants(*values: float, num_channels: int) -> tuple[Tensor, ...]:
-    return tuple(torch.full((num_channels,), value) for value in values)
+    return tuple(torch.full((num_channels,), value, dtype=torch.float64) for value in values)
 
 
 class LeakyReLU(AbstractActivation):
@@ -24,10 +24,15 @@ class LeakyReLU(AbstractActivation):
         negative_slope: slope for x < 0, any finite number.
 
     Lipschitz: max(1, |negative_slope|), exact.
+
+    Raises:
+        ValueError: ``negative_slope`` not finite.
     """
 
     def __init__(self, num_channels: int, negative_slope: float = 0.01) -> None:
         super().__init__(num_channels)
+        if not isfinite(negative_slope):
+            raise ValueError(f"negative_slope={negative_slope}: a finite number")
         self.negative_slope = negative_slope
 
     def forward(self, x: Tensor) -> Tensor:

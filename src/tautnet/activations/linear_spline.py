@@ -52,7 +52,8 @@ class LinearSpline(AbstractActivation):
     r"""One learned linear spline for each channel, layer or neuron.
 
     f_c(x) = sum_k c_{c,k} hat((x - t_k) / step) on the uniform knots t_k in [-grid_range, grid_range], continued by the
-    border lines outside. NaN gives NaN. Under autocast the arithmetic stays in float32 and the result takes the input's
+    border lines outside. NaN gives NaN, and so does an infinite input on a flat border line.
+    Under autocast the arithmetic stays in float32 and the result takes the input's
     dtype, because a bfloat16 position loses the knot.
 
     Source: Bohra et al. (2020) for the B-spline form, the grid (51 coefficients on [-4, 4]) and ``leaky_relu``;
@@ -95,7 +96,7 @@ class LinearSpline(AbstractActivation):
         spatial_shape: Sequence[int] = (),
     ) -> None:
         super().__init__(num_channels)
-        if num_knots < 3:
+        if not isinstance(num_knots, int) or num_knots < 3:
             raise ValueError(f"num_knots={num_knots}: an integer of at least 3")
         if not 0 < grid_range < inf:
             raise ValueError(f"grid_range={grid_range}: a finite number above 0")
@@ -105,6 +106,8 @@ class LinearSpline(AbstractActivation):
             raise ValueError(f"sharing={sharing}: one of {', '.join(get_args(Sharing))}")
         if spatial_shape and sharing != "neuron":
             raise ValueError(f"spatial_shape={tuple(spatial_shape)}: has an effect with sharing=neuron only")
+        if any(size < 1 for size in spatial_shape):
+            raise ValueError(f"spatial_shape={tuple(spatial_shape)}: integers of at least 1")
         self.num_knots, self.grid_range, self.sharing = num_knots, float(grid_range), sharing
         self.spatial_shape = tuple(spatial_shape)
         self.num_curves = {"channel": num_channels, "layer": 1, "neuron": num_channels * prod(self.spatial_shape)}[
@@ -126,6 +129,15 @@ class LinearSpline(AbstractActivation):
             f"linear_term={self.linear is not None}"
         )
 
+    def get_extra_state(self) -> Tensor:
+        """``grid_range``, without which the coefficients mean another function."""
+        return torch.tensor(self.grid_range, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse coefficients of another grid."""
+        if state.item() != self.grid_range:
+            raise ValueError(f"grid_range={self.grid_range}: the loaded spline has {state.item()}")
+
     def knots(self) -> Tensor:
         """Knot positions, shape (K,), float64, on the CPU."""
         return spline.knot_positions(self.num_knots, self.grid_range)
@@ -137,8 +149,9 @@ class LinearSpline(AbstractActivation):
         return self.coefficients + self.linear.unsqueeze(1) * self.knots().to(self.coefficients)
 
     def slopes(self) -> Tensor:
-        """Slopes between knots, shape (curves, K-1)."""
-        return spline.slopes(self.values_at_knots(), self.grid_range)
+        """Slopes between knots, shape (curves, K-1), in float64 on the CPU: for bounds, not for training."""
+        slopes = spline.slopes(self.coefficients.to("cpu", torch.float64), self.grid_range)
+        return slopes if self.linear is None else slopes + self.linear.to("cpu", torch.float64).unsqueeze(1)
 
     def slope_changes(self) -> Tensor:
         """Changes of slope at the inner knots, shape (curves, K-2)."""

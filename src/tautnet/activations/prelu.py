@@ -42,7 +42,8 @@ class PReLU(AbstractActivation):
 
     def slope_range(self) -> tuple[Tensor, Tensor]:
         """w_c and 1, sorted."""
-        return self.weight.clamp(max=1.0), self.weight.clamp(min=1.0)
+        weight_C = self.weight.to("cpu", torch.float64)
+        return weight_C.clamp(max=1.0), weight_C.clamp(min=1.0)
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """Exact image of the box."""

@@ -48,10 +48,27 @@ class SplineMonitor(pl.Callback):
         }
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Watch the inputs of the learned activations during this validation."""
+        """Begin with no inputs seen."""
         self._visited = {}
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Watch the inputs of the learned activations during this batch."""
         for path, activation in self._learned(pl_module).items():
             self._handles.append(activation.register_forward_pre_hook(self._recorder(path)))
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop watching: a Lipschitz bound does not hold for layers with hooks."""
+        self._forget_hooks()
 
     def _recorder(self, path: str) -> Any:
         def record(module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -63,7 +80,6 @@ class SplineMonitor(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the counts; draw every n-th epoch."""
-        self._forget_hooks()
         self._log_counts(pl_module)
         if trainer.state.fn == TrainerFn.FITTING and (trainer.current_epoch + 1) % self.figure_every_n_epochs == 0:
             self._draw(trainer, pl_module)

@@ -63,9 +63,9 @@ def lipschitz_bound(net: nn.Module, input_shape: Sequence[int], p: float = 2) ->
     """Guaranteed upper bound of ||f(x) - f(y)||_p / ||x - y||_p over all x, y, for the net f in eval mode.
 
     Product over ``Sequential``, sum over ``Residual``; own layers answer for themselves, stock torch layers by exact
-    type, anything else is unbounded and named. The statement is about real arithmetic with the stored weights: the
-    rounding of a float32 forward pass is not covered. Training flags, buffers, gradients and random state stay as they
-    are.
+    type; anything else, a layer with forward hooks included, is unbounded and named. The statement is about real
+    arithmetic with the stored weights: the rounding of a float32 forward pass is not covered. Training flags, buffers,
+    gradients and random state stay as they are.
 
     Args:
         net: the network; convolutions are bounded for the image sizes that ``input_shape`` leads to.
@@ -89,6 +89,9 @@ def lipschitz_bound(net: nn.Module, input_shape: Sequence[int], p: float = 2) ->
 
 def _log_bound(net: nn.Module, path: str, x: Tensor, p: float, layers: list[LayerBound]) -> tuple[float, Tensor]:
     """Logarithm of the bound, and the output for ``x``, whose shape the next layer needs."""
+    if net._forward_hooks or net._forward_pre_hooks:  # they may change the function
+        layers.append(LayerBound(path, f"{type(net).__name__} with hooks", inf))
+        return inf, net(x)
     if type(net) is nn.Sequential:
         log_total = 0.0
         for name, child in net._modules.items():  # named_children would pass over a module used a second time
@@ -99,11 +102,11 @@ def _log_bound(net: nn.Module, path: str, x: Tensor, p: float, layers: list[Laye
     if type(net) is Residual:
         log_body, y = _log_bound(net.body, _join(path, "body"), x, p, layers)
         log_shortcut, z = _log_bound(net.shortcut, _join(path, "shortcut"), x, p, layers)
+        if y.shape != z.shape:  # a sum that broadcasts repeats values, which no constant of a branch accounts for
+            layers.append(LayerBound(path, "Residual of different shapes", inf))
+            return inf, y + z
         return _log_sum(log_body, log_shortcut), y + z
-    if isinstance(net, AbstractLayer):  # computed in the precision of its parameters
-        value = float(net.lipschitz_constant(p)) * (1 + 16 * torch.finfo(x.dtype).eps)
-    else:
-        value = stock_layer_bound(net, x.shape[1:])
+    value = float(net.lipschitz_constant(p) if isinstance(net, AbstractLayer) else stock_layer_bound(net, x.shape[1:]))
     value = value if value >= 0 else inf  # NaN weights bound nothing
     layers.append(LayerBound(path, type(net).__name__, value))
     return (log(value) if value > 0 else -inf), net(x)

@@ -19,6 +19,9 @@ def lipschitz_lower(net: nn.Module, x: Tensor, p: float = 2) -> float:
         x: the batch.
         p: exponent of the vector norm; 2 is what is implemented.
 
+    Returns:
+        The observed value; NaN if a derivative is not finite.
+
     Raises:
         ValueError: another ``p``.
     """
@@ -31,4 +34,6 @@ def lipschitz_lower(net: nn.Module, x: Tensor, p: float = 2) -> float:
         # Samples do not interact, so the gradient of a sum over the batch holds one row of every Jacobian.
         rows = [torch.autograd.grad(column.sum(), inputs, retain_graph=True)[0] for column in outputs.unbind(1)]
         jacobians_NOD = torch.stack([row.flatten(1) for row in rows], dim=1)
+        if not jacobians_NOD.isfinite().all():
+            return float("nan")
         return float(torch.linalg.matrix_norm(jacobians_NOD.to("cpu", torch.float64), ord=2).max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from tautnet.factories import AbstractLayer
@@ -25,6 +26,12 @@ def batch_norm_flat(num_channels: int, eps: float, momentum: float, affine: bool
 def apply_flat(batch_norm: nn.Module, x: Tensor) -> Tensor:
     """Apply a batch normalisation to (N, C, *)."""
     return batch_norm(x) if x.dim() == 2 else batch_norm(x.flatten(2)).view_as(x)
+
+
+def inverse_deviation(batch_norm: nn.BatchNorm1d) -> Tensor:
+    """1 / sqrt(var + eps) of the running variance, shape (C,), in float64 on the CPU."""
+    assert batch_norm.running_var is not None  # track_running_stats is on
+    return (batch_norm.running_var.to("cpu", torch.float64) + batch_norm.eps).rsqrt()
 
 
 class BatchNorm(AbstractLayer):
@@ -54,6 +61,5 @@ class BatchNorm(AbstractLayer):
 
     def lipschitz_constant(self, p: float) -> Tensor:
         """Of the eval-mode map."""
-        variance_C = self.batch_norm.running_var
-        assert variance_C is not None  # track_running_stats is on
-        return (self.batch_norm.weight / (variance_C + self.batch_norm.eps).sqrt()).abs().max()
+        weight_C = self.batch_norm.weight.to("cpu", torch.float64)
+        return (weight_C * inverse_deviation(self.batch_norm)).abs().max()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tautnet.factories import AbstractLayer, Projected, Role
 from tautnet.functional.unitize import NormAxes, NormScale, inverse_norm
-from tautnet.normalizers.batch import apply_flat, batch_norm_flat
+from tautnet.normalizers.batch import apply_flat, batch_norm_flat, inverse_deviation
 
 AlphaConstraint = Literal["none", "project"]
 
@@ -111,11 +111,10 @@ class Unitize(AbstractLayer, Projected):
         supremum, attained at z = 0. With ``pixel`` J is block diagonal and the same holds for each block.
         """
         if p != 2:
-            return self.alpha.new_tensor(float("inf"))
-        variance_C = self.batch_norm.running_var
-        assert variance_C is not None  # track_running_stats is on
-        inverse_deviation_C = (variance_C + self.eps).rsqrt()
+            return torch.tensor(float("inf"), dtype=torch.float64)
+        weight_C, alpha_C = (parameter.to("cpu", torch.float64) for parameter in (self.weight, self.alpha))
+        inverse_deviation_C = inverse_deviation(self.batch_norm)
         half_radius = 0.5 / sqrt(self.eps)
-        centre_C = self.weight * (self.alpha * half_radius + 1 - self.alpha) * inverse_deviation_C
-        spread = half_radius * (self.weight * self.alpha).abs().max() * inverse_deviation_C.max()
+        centre_C = weight_C * (alpha_C * half_radius + 1 - alpha_C) * inverse_deviation_C
+        spread = half_radius * (weight_C * alpha_C).abs().max() * inverse_deviation_C.max()
         return centre_C.abs().max() + spread

@@ -18,12 +18,29 @@ class JointOptimizer(Optimizer):
 
     Args:
         members: the optimizers, one or more.
+
+    Raises:
+        ValueError: a parameter group added later, since no member would step it.
     """
 
     def __init__(self, members: Sequence[Optimizer]) -> None:
         self.members = list(members)
+        self._complete = False
         super().__init__([group for member in members for group in member.param_groups], {})
+        self._complete = True
+        for member in members:
+            self.state.update(member.state)
         self._share()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Used by the constructor alone."""
+        if self._complete:
+            raise ValueError("a joint optimizer takes no further parameter group: add it to a member beforehand")
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: the members too."""
+        return super().__getstate__() | {"members": self.members, "_complete": True}
 
     def _share(self) -> None:
         start = 0

@@ -33,8 +33,14 @@ def parameters_by_role(root: nn.Module) -> dict[Role, list[nn.Parameter]]:
         ValueError: a parameter whose layer states no role for it.
     """
     found: dict[Role, dict[nn.Parameter, None]] = {role: {} for role in ROLES}
+    parametrised: dict[nn.Module, Role] = {}  # the originals of a parametrised weight keep the weight's role
     for path, module in root.named_modules():
         roles = _roles_of(module)
+        if parametrize.is_parametrized(module):
+            lists = module.get_submodule("parametrizations").named_children()
+            parametrised |= {originals: roles[name] for name, originals in lists if name in roles}
+        if module in parametrised:
+            roles = {name: parametrised[module] for name, _ in module.named_parameters(recurse=False)}
         for name, parameter in module.named_parameters(recurse=False):
             if name not in roles:
                 raise ValueError(f"{path}.{name}: {type(module).__name__} states no role for it")
