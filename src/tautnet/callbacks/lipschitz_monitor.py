@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,11 +22,11 @@ class LipschitzMonitor(pl.Callback):
     """Logs the guaranteed bound and the observed lower value, p = 2, after every validation and test epoch.
 
     Both speak of the eval-mode network as a function of the input it is given, after the data's standardisation. The
-    lower value comes from the first batch of the evaluation. Training is not touched: the weights are bit-identical
+    lower value comes from samples spread over the evaluation. Training is not touched: the weights are bit-identical
     with and without.
 
     Args:
-        num_samples: how many samples of the batch the lower value looks at, at least 1.
+        num_samples: how many samples the lower value looks at, at least 1; at least one a batch.
         every_n_epochs: validation epochs between two looks, at least 1.
         per_layer: log ``lipschitz/layer/<path>`` too.
 
@@ -40,40 +40,44 @@ class LipschitzMonitor(pl.Callback):
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs={every_n_epochs}: at least 1")
         self.num_samples, self.every_n_epochs, self.per_layer = num_samples, every_n_epochs, per_layer
-        self._samples: Tensor | None = None
+        self._samples: list[Tensor] = []
         self._told = False
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the first samples."""
-        if batch_idx == 0:
-            self._samples = batch[0][: self.num_samples]
+        """Keep some samples."""
+        self._keep(batch[0], sum(trainer.num_val_batches))
 
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the first samples."""
-        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        """Keep some samples."""
+        self._keep(batch[0], sum(trainer.num_test_batches))
+
+    def _keep(self, x: Tensor, num_batches: float) -> None:
+        """The batch's share of ``num_samples``, evenly spread over it: data may be sorted."""
+        share = ceil(self.num_samples / num_batches)
+        self._samples.append(x[:: max(1, len(x) // share)][:share])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at every n-th epoch, and at a validation outside training."""
-        if trainer.sanity_checking:
-            return
-        if trainer.state.fn != TrainerFn.FITTING or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        outside_training = trainer.state.fn != TrainerFn.FITTING
+        due = outside_training or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and not trainer.sanity_checking:
             self._look(pl_module)
+        self._samples = []
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look."""
         self._look(pl_module)
+        self._samples = []
 
     def _look(self, model: pl.LightningModule) -> None:
         assert isinstance(model, AbstractModel)
-        assert self._samples is not None
         report = lipschitz_bound(model.net, model.input_shape)
         model.log(logkeys.LIPSCHITZ_BOUND, _rounded_up(report.total))
-        model.log(logkeys.LIPSCHITZ_LOWER, lipschitz_lower(model.net, self._samples))
-        self._samples = None
+        model.log(logkeys.LIPSCHITZ_LOWER, lipschitz_lower(model.net, torch.cat(self._samples)))
         for layer in report.layers if self.per_layer else ():
             if layer.value != 1.0 and isfinite(layer.value):  # flatten, identity and the like say nothing
                 model.log(logkeys.layer_bound(layer.path), layer.value)
