@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 # What a trained model depends on; with ``ckpt`` these must be as they were.
 _BUILDING = ("model", "activation", "norm")
 _TRAINING = (*_BUILDING, "optimizer", "scheduler", "regularizer", "seed")
+_CARRIED_OVER = (*_TRAINING, "data", "trainer", "experiment", "debug")
 
 
 def run(config: DictConfig) -> float | None:
@@ -52,6 +54,8 @@ def run(config: DictConfig) -> float | None:
 
 def _prepare(config: DictConfig) -> tuple[dict[str, Any], pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
     overrides = list(HydraConfig.get().overrides.task)
+    if any(_name(override) == "run_dir" for override in overrides):
+        raise ConfigError(f"run_dir={config.run_dir}: name the directory by hydra.run.dir=…")
     settings = plain(config)
     if settings["ckpt"] is not None:
         settings, overrides = _continued(settings, overrides)
@@ -71,6 +75,11 @@ def _try_parts(settings: Mapping[str, Any]) -> None:
             part = part[name]
         build(part, key)(1)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))])
+    epochs, devices = settings["trainer"].get("max_epochs"), settings["trainer"].get("devices")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ConfigError(f"trainer.max_epochs={epochs}: an integer of at least 1")
+    if devices not in (1, "1"):
+        raise ConfigError(f"trainer.devices={devices}: 1; training on several devices is not there yet")
     build(settings["scheduler"], "scheduler", optimizer=optimizer, total_steps=1)
     role_settings(settings["optimizer"])
 
@@ -83,7 +92,15 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     pl.seed_everything(settings["seed"], verbose=False)
     data = build(settings["data"], "data")
     spec = settings | {"input_shape": list(data.input_shape), "num_outputs": data.num_outputs}
+    if settings["ckpt"] is not None:
+        for key in ("input_shape", "num_outputs"):
+            if settings["trained_on"][key] != spec[key]:
+                raise ConfigError(
+                    f"ckpt={settings['ckpt']}: trained with {key} {settings['trained_on'][key]}, the data has {spec[key]}"
+                )
     model = build({"_target_": settings["model"]["_target_"]}, "model", config=spec)
+    if "fit" in settings["run"]:
+        _try_batch(model.net, next(iter(data.train_dataloader()))[0], settings)
     callbacks = list(build(settings["callbacks"], "callbacks").values())
     saves = any(isinstance(callback, pl.callbacks.ModelCheckpoint) for callback in callbacks)
     try:
@@ -100,6 +117,15 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     return trainer, model, data
 
 
+def _try_batch(net: torch.nn.Module, x: torch.Tensor, settings: Mapping[str, Any]) -> None:
+    """One training forward of a copy: batch statistics, for example, need more than one value a channel."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            deepcopy(net).train()(x)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"data.batch_size={settings['data'].get('batch_size')}: {error}") from error
+
+
 def _execute(
     settings: dict[str, Any],
     trainer: pl.Trainer,
@@ -112,7 +138,7 @@ def _execute(
     weights = settings["ckpt"]
     if "fit" in settings["run"]:
         start = time.perf_counter()
-        trainer.fit(model, data, ckpt_path=weights)
+        _fit(trainer, model, data, weights)
         metrics[logkeys.FIT_SECONDS] = time.perf_counter() - start
         metrics |= _numbers(trainer)
         weights = None  # the final weights are tested: schedules end there, and nothing is selected by chance
@@ -124,6 +150,20 @@ def _execute(
 
         write_down(settings, metrics, trainer, run_dir)
     return _objective(settings, metrics)
+
+
+def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, ckpt: str | None) -> None:
+    """Fit; a signal ends the program with the status that shells expect, which Lightning alone does not give."""
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        trainer.fit(model, data, ckpt_path=ckpt)
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
+    except SystemExit:
+        if trainer.received_sigterm:
+            raise SystemExit(143) from None
+        raise KeyboardInterrupt("the epochs that ended are in checkpoints/last.ckpt of the run directory") from None
 
 
 def _objective(settings: dict[str, Any], metrics: Mapping[str, float]) -> float | None:
@@ -140,15 +180,34 @@ def _numbers(trainer: pl.Trainer) -> dict[str, float]:
 def _continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The settings of the checkpoint's run with this command line's overrides on top."""
     path = settings["ckpt"]
-    saved = _saved_settings(path)
+    saved, finished_epochs = _saved_settings(path)
     named = {_name(override) for override in overrides}
-    combined = [o for o in saved["overrides"] if _name(o) not in named | {"ckpt", "run"}] + overrides
-    settings = plain(compose("train", overrides=combined))
+    kept = [o for o in saved["overrides"] if _carried_over(o) and not _replaced(_name(o), named)]
+    settings = plain(compose("train", overrides=kept + overrides))
     for key in _TRAINING if "fit" in settings["run"] else _BUILDING:
         difference = _difference(saved[key], settings[key], key)
         if difference is not None:
             raise ConfigError(f"{difference[0]}={difference[2]}: {path} was trained with {difference[1]}")
-    return settings, combined
+    epochs = settings["trainer"].get("max_epochs")
+    if "fit" in settings["run"] and isinstance(epochs, int) and epochs <= finished_epochs:
+        raise ConfigError(f"trainer.max_epochs={epochs}: {path} has finished {finished_epochs}; name more")
+    settings["trained_on"] = {key: saved[key] for key in ("input_shape", "num_outputs")}
+    return settings, kept + overrides
+
+
+def _carried_over(override: str) -> bool:
+    """Whether a continued run takes an override from its checkpoint: what is trained and how, as plain values.
+
+    The file may be hostile. Directories, loggers and callbacks are the new run's own matter, and a target or an
+    interpolation comes from the command line or not at all.
+    """
+    top = _name(override).partition(".")[0].partition("/")[0].partition("@")[0]
+    return top in _CARRIED_OVER and "_target_" not in override and "$" not in override
+
+
+def _replaced(name: str, named: set[str]) -> bool:
+    """Whether the command line names this key or a group above it."""
+    return any(name == other or name.startswith((f"{other}.", f"{other}/")) for other in named)
 
 
 def _name(override: str) -> str:
@@ -166,16 +225,26 @@ def _difference(saved: Any, asked: Any, key: str) -> tuple[str, Any, Any] | None
     return None if saved == asked else (key, saved, asked)
 
 
-def _saved_settings(path: str) -> dict[str, Any]:
-    """The settings inside a checkpoint; nothing in the file is executed."""
+def _saved_settings(path: str) -> tuple[dict[str, Any], int]:
+    """The settings inside a checkpoint and its number of finished epochs; nothing in the file is executed."""
     if not Path(path).is_file():
         raise ConfigError(f"ckpt={path}: no such file; a checkpoint is, for example, <run>/checkpoints/last.ckpt")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"]["config"]
-        saved["overrides"], *(saved[key] for key in _TRAINING)
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        saved = checkpoint["hyper_parameters"]["config"]
+        saved = {key: saved[key] for key in (*_TRAINING, "overrides", "input_shape", "num_outputs")}
+        finished = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"])
+        if not all(isinstance(override, str) for override in saved["overrides"]) or not checkpoint["state_dict"]:
+            raise TypeError("overrides or weights of another kind")
+    except _UNREADABLE as error:
         raise ConfigError(f"ckpt={path}: not a checkpoint of tautnet, or a damaged one") from error
-    return dict(saved)
+    return saved, finished
+
+
+_UNREADABLE = (
+    *(UnpicklingError, RuntimeError, EOFError, OSError),  # not what torch.save writes
+    *(AttributeError, IndexError, KeyError, TypeError, ValueError),  # something else in it
+)
 
 
 def _silence_known_messages() -> None:

@@ -23,7 +23,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 # A configuration may come from a file that somebody else wrote: it can only name targets below these packages.
 ALLOWED_TARGETS = ("tautnet.", "torch.nn.", "torch.optim.", "pytorch_lightning.", "torchmetrics.")
-STAGES = ("fit", "test")
+STAGES = (["fit"], ["test"], ["fit", "test"])
+GROUPS = (
+    "activation",
+    "norm",
+    "model",
+    "data",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "callbacks",
+    "logger",
+    "regularizer",
+)
 TRACEBACK_SWITCH = "HYDRA_FULL_ERROR"
 
 
@@ -69,6 +81,15 @@ def command_line(main: Callable[[], Any]) -> int:
     os.environ[TRACEBACK_SWITCH] = "1"  # Hydra hands exceptions on only under its own switch
     try:
         main()
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"interrupted{f'; {error}' if str(error) else ''}\n")
+        return 130
+    except OSError as error:
+        if isinstance(error, HydraException) or error.filename is None:
+            sys.stderr.write(f"error: {explain(error)}\n")
+        else:
+            sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
+        return 2
     except Exception as error:
         if not isinstance(error, (ConfigError, HydraException, OmegaConfBaseException)) and not _from_hydra(error):
             raise
@@ -117,15 +138,20 @@ def plain(config: DictConfig | ListConfig) -> dict[str, Any]:
     """Resolve into plain dicts and lists, which checkpoints can hold, and check the top level.
 
     Raises:
-        ConfigError: a stage that does not exist, or a seed out of range.
+        ConfigError: stages that do not exist, a seed out of range, or a group that is no group.
     """
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    run = settings["run"]
-    if not run or any(stage not in STAGES for stage in run):
-        raise ConfigError(f"run={run}: a list of {', '.join(STAGES)}")
+    if settings["run"] not in STAGES:
+        raise ConfigError(f"run={settings['run']}: one of [fit], [test], [fit,test]")
     if not 0 <= settings["seed"] < 2**32:
         raise ConfigError(f"seed={settings['seed']}: an integer from 0 to 4294967295")
+    for key in (*GROUPS, "norm.output", "norm.weight", "model.net"):
+        value: Any = settings
+        for name in key.split("."):
+            value = value.get(name)
+            if not isinstance(value, dict):
+                raise ConfigError(f"{key}={value}: one of the options in conf/, or keys below it")
     return {str(key): value for key, value in settings.items()}
 
 
@@ -148,6 +174,8 @@ def build(config: Any, key: str, /, **arguments: Any) -> Any:
         return [build(item, f"{key}.{index}") for index, item in enumerate(config)]
     if not isinstance(config, dict):
         return config
+    for name in arguments.keys() & config.keys():
+        raise ConfigError(f"{key}.{name}={config[name]}: set by the application, not by a setting")
     entries = {name: build(value, f"{key}.{name}") for name, value in config.items() if name not in _RESERVED}
     if "_target_" not in config:
         return entries
@@ -166,15 +194,17 @@ def locate(path: str, key: str) -> Callable[..., Any]:
         ConfigError: it lies elsewhere or does not exist.
     """
     message = f"{key}._target_={path}: not a class or function below {', '.join(a[:-1] for a in ALLOWED_TARGETS)}"
-    module_name, _, name = path.rpartition(".")
-    if not path.startswith(ALLOWED_TARGETS):
+    module_name, _, name = str(path).rpartition(".")
+    if not str(path).startswith(ALLOWED_TARGETS) or "._" in str(path):
         raise ConfigError(message)
     try:
         target = getattr(import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(message) from error
     # A module also holds what it imports: os.system must not be reachable through one of ours.
-    if not callable(target) or not f"{target.__module__}.".startswith(ALLOWED_TARGETS):
+    # Of other packages only classes: their functions may load files (Lightning's checkpoint loader does).
+    public = inspect.isclass(target) or str(path).startswith(("tautnet.", "torch.nn.utils.parametrizations."))
+    if not callable(target) or not public or not f"{target.__module__}.".startswith(ALLOWED_TARGETS):
         raise ConfigError(message)
     return target
 
@@ -185,7 +215,7 @@ def _call(target: Callable[..., Any], key: str, entries: Mapping[str, Any], /, *
         return target(*args, **entries)
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError, IndexError, OverflowError, RuntimeError) as error:
         named = str(error).partition("=")[0] in entries  # our own messages begin with "argument=value: "
         raise ConfigError(f"{key}{'.' if named else ': '}{error}") from error
 

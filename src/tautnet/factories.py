@@ -26,7 +26,7 @@ class RoleOwner:
     parameter_roles: ClassVar[Mapping[str, Role]] = {}
 
 
-class AbstractLayer(nn.Module, RoleOwner):
+class AbstractLayer(nn.Module, RoleOwner, ABC):
     """A layer of our own: it states its parameters' roles and bounds its own Lipschitz constant."""
 
     @abstractmethod

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,15 @@ SUMMARY = (
 def write_down(settings: dict[str, Any], metrics: dict[str, float], trainer: pl.Trainer, run_dir: Path) -> None:
     """Write ``result.json``, hand settings and final metrics to the loggers, print the summary."""
     result = {
-        "metrics": metrics,
+        # JSON has no inf and nan: they stand there as text.
+        "metrics": {name: value if isfinite(value) else str(value) for name, value in metrics.items()},
         "seed": settings["seed"],
         "overrides": settings["overrides"],
         "git": _git_hash(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("tautnet", "torch", "pytorch-lightning", "hydra-core")},
     }
-    (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    (run_dir / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     _log_settings(settings, metrics, trainer)
     _print_summary(metrics, run_dir, any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers))
 

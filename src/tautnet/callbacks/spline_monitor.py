@@ -88,9 +88,13 @@ class SplineMonitor(pl.Callback):
         """Log the counts."""
         self._log_counts(pl_module)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the final activations into ``folder``."""
-        if self.folder is None or not trainer.is_global_zero or not self._visited:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the final activations, into ``folder`` too."""
+        if not self._visited:
+            return
+        if trainer.current_epoch % self.figure_every_n_epochs != 0:  # otherwise the last epoch drew them
+            self._draw(trainer, pl_module)
+        if self.folder is None or not trainer.is_global_zero:
             return
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         for path, activation in self._learned(pl_module).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -22,7 +22,7 @@ class Splits:
     test: Part
 
 
-class AbstractTensorData(pl.LightningDataModule):
+class AbstractTensorData(pl.LightningDataModule, ABC):
     """Training, validation and test loaders over tensors.
 
     Args:

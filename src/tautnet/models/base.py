@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from tautnet import logkeys
 from tautnet.backbones.layers import LayerFactory
@@ -21,7 +22,7 @@ from tautnet.optim.settings import make_optimizer, role_settings
 from tautnet.regularizers.base import AbstractRegularizer
 
 
-class AbstractModel(pl.LightningModule):
+class AbstractModel(pl.LightningModule, ABC):
     """A network with its loss, penalties and optimizer, built from one plain dict.
 
     The dict is the hyper-parameter that checkpoints hold, so that they load with ``weights_only=True`` and rebuild the
@@ -48,7 +49,11 @@ class AbstractModel(pl.LightningModule):
                 regularizer.attach(self.net)
             except ValueError as error:
                 raise ConfigError(f"regularizer.{name}: {error}") from error
-        role_settings(config["optimizer"])  # report a bad setting now, not when training starts
+        role_settings(config["optimizer"])  # report bad settings now, not when training starts
+        try:
+            parameters_by_role(self)
+        except ValueError as error:
+            raise ConfigError(f"norm.weight: {error}") from error
         self._projected = [module for module in self.modules() if isinstance(module, Projected)]
 
     @abstractmethod
@@ -80,6 +85,15 @@ class AbstractModel(pl.LightningModule):
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
         self.log(logkeys.loss(stage), self.task_loss(batch, stage), batch_size=len(batch[0]))
+
+    def on_train_start(self) -> None:
+        """Set the rates that the schedule has now: a continued run may have more steps than its checkpoint knew of."""
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, LambdaLR)
+        for group, base, factor in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(schedule.last_epoch)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Put constrained parameters back on their set after the optimizer step."""

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from math import cos, pi
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 
-def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+def constant(optimizer: Optimizer, total_steps: int) -> LambdaLR:
     """The learning rates as configured."""
     del total_steps
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
-def cosine(optimizer: Optimizer, total_steps: int, final_factor: float = 0.0) -> LRScheduler:
+def cosine(optimizer: Optimizer, total_steps: int, final_factor: float = 0.0) -> LambdaLR:
     """Half a cosine from the configured rate to ``final_factor`` times it at the last step.
 
     Raises:
@@ -33,7 +33,7 @@ def cosine(optimizer: Optimizer, total_steps: int, final_factor: float = 0.0) ->
 
 def multistep(
     optimizer: Optimizer, total_steps: int, milestones: Sequence[float] = (0.5, 0.75, 0.875), factor: float = 0.1
-) -> LRScheduler:
+) -> LambdaLR:
     """The rate times ``factor`` at each milestone, a fraction of all steps.
 
     The default fractions are the ResNet-32 schedule of Bohra et al. (2020): epochs 150, 225 and 262 of 300.

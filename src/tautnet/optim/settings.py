@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 from torch import nn
@@ -41,8 +42,8 @@ def role_settings(config: Mapping[str, Any]) -> dict[Role, tuple[str, dict[str, 
 def _try(key: str, settings: dict[str, Any]) -> None:
     for name in _NOT_NEGATIVE:
         value = settings.get(name, 0.0)
-        if isinstance(value, (int, float)) and not value >= 0:
-            raise ConfigError(f"{key}.{name}={value}: a number of at least 0")
+        if isinstance(value, (int, float)) and not 0 <= value < inf:
+            raise ConfigError(f"{key}.{name}={value}: a finite number of at least 0")
     make_optimizer([nn.Parameter()], "weight", key, settings)
 
 

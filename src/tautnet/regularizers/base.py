@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from math import inf
 
 from torch import Tensor, nn
 
 from tautnet.factories import RoleOwner
 
 
-class AbstractRegularizer(nn.Module, RoleOwner):
+class AbstractRegularizer(nn.Module, RoleOwner, ABC):
     """A penalty on a network; its own parameters, if any, have the role ``regularizer``.
 
     Owned by the LightningModule, which attaches it once and adds its value to the loss of every training step.
@@ -23,8 +24,8 @@ class AbstractRegularizer(nn.Module, RoleOwner):
 
     def __init__(self, weight: float) -> None:
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"weight={weight}: at least 0")
+        if not 0 <= weight < inf:
+            raise ValueError(f"weight={weight}: a finite number of at least 0")
         self.weight = weight
 
     @abstractmethod

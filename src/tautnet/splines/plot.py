@@ -31,9 +31,9 @@ def plot_activation(activation: AbstractActivation, title: str, visited_lo: floa
     axes = figure.subplots()
     axes.axvspan(visited_lo, visited_hi, color="0.92", label="visited inputs")
     for channel in shown:
-        (line,) = axes.plot(x_S.cpu(), curves_CS[channel].cpu(), linewidth=1)
+        (line,) = axes.plot(x_S.float().cpu(), curves_CS[channel].float().cpu(), linewidth=1)
         if isinstance(activation, LinearSpline):
-            values_K = activation.values_at_knots()[channel].cpu()
+            values_K = activation.values_at_knots()[channel].float().cpu()
             active_K = torch.nn.functional.pad(activation.slope_changes()[channel].abs() > 1e-3, (1, 1)).cpu()
             axes.plot(activation.knots()[active_K], values_K[active_K], ".", markersize=3, color=line.get_color())
     axes.set_title(f"{title}: {len(shown)} of {len(curves_CS)} curves", fontsize=9)
