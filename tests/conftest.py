@@ -10,7 +10,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from tautnet.config import plain, register_schema
+from tautnet.command_line import register_schema
+from tautnet.config import plain
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

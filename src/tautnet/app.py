@@ -8,27 +8,21 @@ import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tautnet import logkeys
 from tautnet.config import ConfigError, build, plain
 from tautnet.optim.settings import role_settings
+from tautnet.resume import continued, override_name
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 _log = logging.getLogger(__name__)
-
-# What a trained model depends on; with ``ckpt`` these must be as they were.
-_BUILDING = ("model", "activation", "norm")
-_TRAINING = (*_BUILDING, "optimizer", "scheduler", "regularizer", "seed")
-_CARRIED_OVER = (*_TRAINING, "data", "trainer", "experiment", "debug")
 
 
 def run(config: DictConfig) -> float | None:
@@ -42,7 +36,7 @@ def run(config: DictConfig) -> float | None:
     Raises:
         ConfigError: a setting that cannot be used.
     """
-    run_dir = Path(config.run_dir)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         job = _prepare(config)
     except BaseException:
@@ -54,11 +48,11 @@ def run(config: DictConfig) -> float | None:
 
 def _prepare(config: DictConfig) -> tuple[dict[str, Any], pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
     overrides = list(HydraConfig.get().overrides.task)
-    if any(_name(override) == "run_dir" for override in overrides):
+    if any(override_name(override) == "run_dir" for override in overrides):
         raise ConfigError(f"run_dir={config.run_dir}: name the directory by hydra.run.dir=…")
     settings = plain(config)
     if settings["ckpt"] is not None:
-        settings, overrides = _continued(settings, overrides)
+        settings, overrides = continued(settings, overrides)
     settings["overrides"] = overrides
     run_dir = Path(settings["run_dir"])
     if any((run_dir / name).exists() for name in ("config.yaml", "result.json")):
@@ -95,9 +89,8 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     if settings["ckpt"] is not None:
         for key in ("input_shape", "num_outputs"):
             if settings["trained_on"][key] != spec[key]:
-                raise ConfigError(
-                    f"ckpt={settings['ckpt']}: trained with {key} {settings['trained_on'][key]}, the data has {spec[key]}"
-                )
+                trained = settings["trained_on"][key]
+                raise ConfigError(f"ckpt={settings['ckpt']}: trained with {key} {trained}, the data has {spec[key]}")
     model = build({"_target_": settings["model"]["_target_"]}, "model", config=spec)
     if "fit" in settings["run"]:
         _try_batch(model.net, next(iter(data.train_dataloader()))[0], settings)
@@ -175,76 +168,6 @@ def _objective(settings: dict[str, Any], metrics: Mapping[str, float]) -> float 
 
 def _numbers(trainer: pl.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-
-def _continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The settings of the checkpoint's run with this command line's overrides on top."""
-    path = settings["ckpt"]
-    saved, finished_epochs = _saved_settings(path)
-    named = {_name(override) for override in overrides}
-    kept = [o for o in saved["overrides"] if _carried_over(o) and not _replaced(_name(o), named)]
-    settings = plain(compose("train", overrides=kept + overrides))
-    for key in _TRAINING if "fit" in settings["run"] else _BUILDING:
-        difference = _difference(saved[key], settings[key], key)
-        if difference is not None:
-            raise ConfigError(f"{difference[0]}={difference[2]}: {path} was trained with {difference[1]}")
-    epochs = settings["trainer"].get("max_epochs")
-    if "fit" in settings["run"] and isinstance(epochs, int) and epochs <= finished_epochs:
-        raise ConfigError(f"trainer.max_epochs={epochs}: {path} has finished {finished_epochs}; name more")
-    settings["trained_on"] = {key: saved[key] for key in ("input_shape", "num_outputs")}
-    return settings, kept + overrides
-
-
-def _carried_over(override: str) -> bool:
-    """Whether a continued run takes an override from its checkpoint: what is trained and how, as plain values.
-
-    The file may be hostile. Directories, loggers and callbacks are the new run's own matter, and a target or an
-    interpolation comes from the command line or not at all.
-    """
-    top = _name(override).partition(".")[0].partition("/")[0].partition("@")[0]
-    return top in _CARRIED_OVER and "_target_" not in override and "$" not in override
-
-
-def _replaced(name: str, named: set[str]) -> bool:
-    """Whether the command line names this key or a group above it."""
-    return any(name == other or name.startswith((f"{other}.", f"{other}/")) for other in named)
-
-
-def _name(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
-
-
-def _difference(saved: Any, asked: Any, key: str) -> tuple[str, Any, Any] | None:
-    """Key, saved and asked value of the first place where two plain settings differ."""
-    if isinstance(saved, dict) and isinstance(asked, dict):
-        for name in sorted(saved.keys() | asked.keys()):
-            found = _difference(saved.get(name), asked.get(name), f"{key}.{name}")
-            if found is not None:
-                return found
-        return None
-    return None if saved == asked else (key, saved, asked)
-
-
-def _saved_settings(path: str) -> tuple[dict[str, Any], int]:
-    """The settings inside a checkpoint and its number of finished epochs; nothing in the file is executed."""
-    if not Path(path).is_file():
-        raise ConfigError(f"ckpt={path}: no such file; a checkpoint is, for example, <run>/checkpoints/last.ckpt")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        saved = checkpoint["hyper_parameters"]["config"]
-        saved = {key: saved[key] for key in (*_TRAINING, "overrides", "input_shape", "num_outputs")}
-        finished = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"])
-        if not all(isinstance(override, str) for override in saved["overrides"]) or not checkpoint["state_dict"]:
-            raise TypeError("overrides or weights of another kind")
-    except _UNREADABLE as error:
-        raise ConfigError(f"ckpt={path}: not a checkpoint of tautnet, or a damaged one") from error
-    return saved, finished
-
-
-_UNREADABLE = (
-    *(UnpicklingError, RuntimeError, EOFError, OSError),  # not what torch.save writes
-    *(AttributeError, IndexError, KeyError, TypeError, ValueError),  # something else in it
-)
 
 
 def _silence_known_messages() -> None:

@@ -1,25 +1,19 @@
-"""From the command line to objects: the typed top level, error messages, and ``build``.
+"""From composed settings to objects: plain containers, and ``build`` with its allowed targets.
 
-Imports neither torch nor Lightning: ``--help``, ``--cfg`` and tab completion go through this module and stay fast.
+Imports neither torch nor Lightning.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # A configuration may come from a file that somebody else wrote: it can only name targets below these packages.
 ALLOWED_TARGETS = ("tautnet.", "torch.nn.", "torch.optim.", "pytorch_lightning.", "torchmetrics.")
@@ -36,99 +30,14 @@ GROUPS = (
     "logger",
     "regularizer",
 )
-TRACEBACK_SWITCH = "HYDRA_FULL_ERROR"
 
 
 class ConfigError(ValueError):
     """A setting cannot be used. The message names the key or file, the value and what is accepted."""
 
 
-@dataclass
-class Settings:
-    """Types of the top level of ``conf/train.yaml``; the groups are free below their names."""
-
-    seed: int = MISSING
-    run: list[str] = MISSING
-    ckpt: str | None = MISSING
-    objective: str = MISSING
-    run_dir: str = MISSING
-    activation: Any = MISSING
-    norm: Any = MISSING
-    model: Any = MISSING
-    data: Any = MISSING
-    optimizer: Any = MISSING
-    scheduler: Any = MISSING
-    trainer: Any = MISSING
-    callbacks: Any = field(default_factory=dict)
-    logger: Any = field(default_factory=dict)
-    regularizer: Any = field(default_factory=dict)
-
-
-def register_schema() -> None:
-    """Make the types of the top level known to Hydra, as ``schema`` in the defaults list."""
-    ConfigStore.instance().store(name="schema", node=Settings)
-
-
-def command_line(main: Callable[[], Any]) -> int:
-    """Run a Hydra main function; bad settings end in one line on stderr and exit status 2.
-
-    The environment variable HYDRA_FULL_ERROR=1 shows the traceback instead.
-    """
-    register_schema()
-    if os.environ.get(TRACEBACK_SWITCH) == "1":
-        main()
-        return 0
-    os.environ[TRACEBACK_SWITCH] = "1"  # Hydra hands exceptions on only under its own switch
-    try:
-        main()
-    except KeyboardInterrupt as error:
-        sys.stderr.write(f"interrupted{f'; {error}' if str(error) else ''}\n")
-        return 130
-    except OSError as error:
-        if isinstance(error, HydraException) or error.filename is None:
-            sys.stderr.write(f"error: {explain(error)}\n")
-        else:
-            sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
-        return 2
-    except Exception as error:
-        if not isinstance(error, (ConfigError, HydraException, OmegaConfBaseException)) and not _from_hydra(error):
-            raise
-        sys.stderr.write(f"error: {explain(error)}\n")
-        return 2
-    return 0
-
-
-def _from_hydra(error: Exception) -> bool:
-    """Whether Hydra itself raised an error of a general kind: it does so for some malformed overrides."""
-    innermost = inspect.getinnerframes(error.__traceback__)[-1] if error.__traceback__ else None
-    return innermost is not None and innermost.frame.f_globals.get("__name__", "").startswith(("hydra.", "omegaconf."))
-
-
-def explain(error: Exception) -> str:
-    """One line for an error in the settings: the key, the value, what is accepted."""
-    if isinstance(error, ConfigError):
-        return str(error)
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={option}: no such option{_suggest(option, error.options)}"
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        accepted = _siblings(cause)
-        if accepted is not None:
-            return f"{cause.full_key}: no such key{_suggest(str(cause.key), accepted)}"
-        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-
-
-def _siblings(error: OmegaConfBaseException) -> list[str] | None:
-    """The keys beside a key that does not exist; None for errors of another kind."""
-    parent = error.parent_node
-    if not isinstance(parent, DictConfig) or parent._is_none() or parent._is_missing() or error.key in parent:
-        return None
-    return [str(key) for key in parent if not str(key).startswith("_")]
-
-
-def _suggest(name: str, accepted: Sequence[str]) -> str:
+def suggest(name: str, accepted: Sequence[str]) -> str:
+    """The end of a message about a name that does not exist: the nearest one and all accepted ones."""
     close = get_close_matches(name, accepted, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"; {hint}Accepted: {', '.join(sorted(accepted)) or 'none'}"
@@ -228,7 +137,7 @@ def _check_arguments(target: Callable[..., Any], key: str, entries: Mapping[str,
     hints = _hints(target)
     for name, value in entries.items():
         if name not in names and not open_ended:
-            raise ConfigError(f"{key}.{name}: no such key{_suggest(name, names[len(args) :])}")
+            raise ConfigError(f"{key}.{name}: no such key{suggest(name, names[len(args) :])}")
         if name in hints and not _matches(value, hints[name]):
             raise ConfigError(f"{key}.{name}={value}: {_describe(hints[name])} is needed")
     for name in names[len(args) :]:

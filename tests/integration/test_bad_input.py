@@ -1,10 +1,13 @@
 """Settings that cannot be used: one line that says what, exit status 2, nothing left behind."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+import torch
 from conftest import ROOT
 
 # argument -> what the message has to name
@@ -45,6 +48,18 @@ BAD = {
     "activation._target_=tautnet.results.subprocess.run": ("tautnet.results.subprocess.run", "tautnet"),
     "model._target_=tautnet.app.torch": ("tautnet.app.torch", "tautnet"),
     "activation=null": ("string",),
+    "activation._target_=pytorch_lightning.core.saving._load_from_checkpoint": ("_load_from_checkpoint", "tautnet"),
+    "activation._target_=5": ("activation._target_=5", "tautnet"),
+    "norm.output=null": ("norm.output=None", "conf/"),
+    "model.net=3": ("model.net=3", "conf/"),
+    "run=[test,fit]": ("run=", "[fit,test]"),
+    "run_dir=elsewhere": ("run_dir=elsewhere", "hydra.run.dir"),
+    "optimizer.lr=inf": ("optimizer.lr=inf", "finite"),
+    "regularizer.tv2.weight=inf": ("regularizer.tv2.weight=inf", "finite"),
+    "trainer.max_epochs=0": ("trainer.max_epochs=0", "at least 1"),
+    "trainer.devices=2": ("trainer.devices=2", "1"),
+    "+model.net.input_shape=5": ("model.net.input_shape=5", "application"),
+    "+trainer.logger=true": ("trainer.logger=True", "application"),
 }
 
 
@@ -95,3 +110,100 @@ def test_the_switch_shows_the_traceback(tmp_path):
     assert "Traceback" not in quiet.stdout + quiet.stderr
     assert loud.returncode != 0
     assert "Traceback" in loud.stderr
+
+
+def edited(path, folder, change) -> str:
+    """A copy of a checkpoint with something changed in its content."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, folder / "edited.ckpt")
+    return str(folder / "edited.ckpt")
+
+
+@pytest.fixture
+def checkpoint(command, tmp_path):
+    settings = ("model=mlp", "debug=fast", "trainer.enable_progress_bar=false", "scheduler=none")
+    assert command(*settings, f"hydra.run.dir={tmp_path / 'trained'}") == 0
+    return tmp_path / "trained" / "checkpoints" / "last.ckpt"
+
+
+def test_a_checkpoint_of_other_data_is_refused_before_anything_is_written(command, checkpoint, capsys, tmp_path):
+    run = tmp_path / "run"
+    assert command("run=[test]", f"ckpt={checkpoint}", "data=area", f"hydra.run.dir={run}") == 2
+    assert str(checkpoint) in relevant(capsys.readouterr().err)[-1]
+    assert not run.exists()
+
+
+def test_a_finished_run_wants_more_epochs(command, checkpoint, capsys, tmp_path):
+    assert command(f"ckpt={checkpoint}", f"hydra.run.dir={tmp_path / 'run'}") == 2
+    assert "trainer.max_epochs=1: " in capsys.readouterr().err
+
+
+def test_settings_in_a_checkpoint_reach_neither_files_nor_other_code(command, checkpoint, tmp_path):
+    victim = tmp_path / "victim"
+    hostile = [
+        f"callbacks.last.dirpath={victim}",
+        f"callbacks.splines.folder={victim}",
+        f"run_dir={victim}",
+        f"logger.tensorboard.save_dir={victim}",
+        "objective=${oc.env:HOME}",
+        "+data.x={_target_: os.system, command: 'touch " + str(victim) + "'}",
+        "+callbacks.x={_target_: pytorch_lightning.core.saving._load_from_checkpoint, cls: null}",
+    ]
+    ckpt = edited(checkpoint, tmp_path, lambda c: c["hyper_parameters"]["config"]["overrides"].extend(hostile))
+    arguments = ("trainer.enable_progress_bar=false", f"hydra.run.dir={tmp_path / 'run'}")
+    assert command(f"ckpt={ckpt}", "trainer.max_epochs=2", *arguments) == 0
+    assert not victim.exists()
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("missing", ["state_dict", "hyper_parameters", "loops"])
+def test_a_checkpoint_with_something_missing_is_named(command, checkpoint, capsys, tmp_path, missing):
+    ckpt = edited(checkpoint, tmp_path, lambda content: content.pop(missing))
+    assert command(f"ckpt={ckpt}", "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'run'}") == 2
+    assert ckpt in relevant(capsys.readouterr().err)[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pickle_in_the_place_of_a_checkpoint_is_not_executed(command, capsys, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"hyper_parameters": Hostile()}, tmp_path / "hostile.ckpt")
+    assert command(f"ckpt={tmp_path / 'hostile.ckpt'}", f"hydra.run.dir={tmp_path / 'run'}") == 2
+    assert "hostile.ckpt" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_directory_that_cannot_be_made_is_named(command, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert command("optimizer.lr=-1", f"hydra.run.dir={tmp_path / 'file' / 'run'}") == 2
+    lines = relevant(capsys.readouterr().err)
+    assert len(lines) == 1
+    assert str(tmp_path / "file") in lines[0]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_end_with_the_status_that_shells_expect(tmp_path, number, status):
+    run = tmp_path / "run"
+    settings = ("data.batch_size=4", "trainer.max_epochs=500", "trainer.enable_progress_bar=false", "model=mlp")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *settings, f"hydra.run.dir={run}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"HYDRA_FULL_ERROR": "0"},
+    )  # fmt: skip
+    while not (run / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status, error
+    assert "Traceback" not in error
+    torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_batches_too_small_for_their_statistics_are_refused_before_training(command, capsys, tmp_path):
+    assert command("model=mlp", "data.batch_size=1", f"hydra.run.dir={tmp_path / 'run'}") == 2
+    assert "data.batch_size=1: " in relevant(capsys.readouterr().err)[-1]
+    assert not (tmp_path / "run").exists()

@@ -28,11 +28,13 @@ ALLOWED = {
     "models": {"config", "factories", "backbones", "optim", "regularizers", "logkeys"},
     "callbacks": {"lipschitz", "splines", "regularizers", "activations", "models", "logkeys"},
     "data": {"factories"},
-    "app": {"config", "optim", "logkeys", "results"},
+    "command_line": {"config"},
+    "resume": {"config"},
+    "app": {"config", "optim", "logkeys", "resume", "results"},
     "results": {"logkeys"},
 }
 KNOW_LIGHTNING = {"models", "callbacks", "data", "app", "results"}
-KNOW_HYDRA = {"app", "config"}
+KNOW_HYDRA = {"app", "command_line", "config", "resume"}
 
 
 def unit_of(path: Path) -> str:
@@ -66,7 +68,7 @@ def test_imports_follow_the_directions(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_files_and_functions_stay_short(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 260
+    assert len(text.splitlines()) <= 250
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             doc = ast.get_docstring(node, clean=False)

@@ -1,0 +1,107 @@
+"""The command line: the typed top level of the settings, and one line for what cannot be used.
+
+Imports neither torch nor Lightning: ``--help``, ``--cfg`` and tab completion go through this module and stay fast.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import MISSING, DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from tautnet.config import ConfigError, suggest
+
+TRACEBACK_SWITCH = "HYDRA_FULL_ERROR"
+
+
+@dataclass
+class Settings:
+    """Types of the top level of ``conf/train.yaml``; the groups are free below their names."""
+
+    seed: int = MISSING
+    run: list[str] = MISSING
+    ckpt: str | None = MISSING
+    objective: str = MISSING
+    run_dir: str = MISSING
+    activation: Any = MISSING
+    norm: Any = MISSING
+    model: Any = MISSING
+    data: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = field(default_factory=dict)
+    logger: Any = field(default_factory=dict)
+    regularizer: Any = field(default_factory=dict)
+
+
+def register_schema() -> None:
+    """Make the types of the top level known to Hydra, as ``schema`` in the defaults list."""
+    ConfigStore.instance().store(name="schema", node=Settings)
+
+
+def command_line(main: Callable[[], Any]) -> int:
+    """Run a Hydra main function; bad settings end in one line on stderr and exit status 2.
+
+    The environment variable HYDRA_FULL_ERROR=1 shows the traceback instead.
+    """
+    register_schema()
+    if os.environ.get(TRACEBACK_SWITCH) == "1":
+        main()
+        return 0
+    os.environ[TRACEBACK_SWITCH] = "1"  # Hydra hands exceptions on only under its own switch
+    try:
+        main()
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"interrupted{f'; {error}' if str(error) else ''}\n")
+        return 130
+    except OSError as error:
+        if isinstance(error, HydraException) or error.filename is None:
+            sys.stderr.write(f"error: {explain(error)}\n")
+        else:
+            sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
+        return 2
+    except Exception as error:
+        if not isinstance(error, (ConfigError, HydraException, OmegaConfBaseException)) and not _from_hydra(error):
+            raise
+        sys.stderr.write(f"error: {explain(error)}\n")
+        return 2
+    return 0
+
+
+def _from_hydra(error: Exception) -> bool:
+    """Whether Hydra itself raised an error of a general kind: it does so for some malformed overrides."""
+    innermost = inspect.getinnerframes(error.__traceback__)[-1] if error.__traceback__ else None
+    return innermost is not None and innermost.frame.f_globals.get("__name__", "").startswith(("hydra.", "omegaconf."))
+
+
+def explain(error: Exception) -> str:
+    """One line for an error in the settings: the key, the value, what is accepted."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option}: no such option{suggest(option, error.options)}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        accepted = _siblings(cause)
+        if accepted is not None:
+            return f"{cause.full_key}: no such key{suggest(str(cause.key), accepted)}"
+        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _siblings(error: OmegaConfBaseException) -> list[str] | None:
+    """The keys beside a key that does not exist; None for errors of another kind."""
+    parent = error.parent_node
+    if not isinstance(parent, DictConfig) or parent._is_none() or parent._is_missing() or error.key in parent:
+        return None
+    return [str(key) for key in parent if not str(key).startswith("_")]

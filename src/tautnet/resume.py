@@ -1,0 +1,96 @@
+"""Continuing from a checkpoint: which settings come from the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from hydra import compose
+
+from tautnet.config import ConfigError, plain
+
+# What a trained model depends on; with ``ckpt`` these must be as they were.
+_BUILDING = ("model", "activation", "norm")
+_TRAINING = (*_BUILDING, "optimizer", "scheduler", "regularizer", "seed")
+_CARRIED_OVER = (*_TRAINING, "data", "trainer", "experiment", "debug")
+
+
+def continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a checkpoint's run with this command line's overrides on top, and all the overrides.
+
+    Args:
+        settings: of this command line alone; ``ckpt`` names the checkpoint.
+        overrides: of this command line.
+
+    Raises:
+        ConfigError: the file is no checkpoint, or the settings do not fit what it holds.
+    """
+    path = settings["ckpt"]
+    saved, finished_epochs = _saved_settings(path)
+    named = {override_name(override) for override in overrides}
+    kept = [o for o in saved["overrides"] if _carried_over(o) and not _replaced(override_name(o), named)]
+    settings = plain(compose("train", overrides=kept + overrides))
+    for key in _TRAINING if "fit" in settings["run"] else _BUILDING:
+        difference = _difference(saved[key], settings[key], key)
+        if difference is not None:
+            raise ConfigError(f"{difference[0]}={difference[2]}: {path} was trained with {difference[1]}")
+    epochs = settings["trainer"].get("max_epochs")
+    if "fit" in settings["run"] and isinstance(epochs, int) and epochs <= finished_epochs:
+        raise ConfigError(f"trainer.max_epochs={epochs}: {path} has finished {finished_epochs}; name more")
+    settings["trained_on"] = {key: saved[key] for key in ("input_shape", "num_outputs")}
+    return settings, kept + overrides
+
+
+def _carried_over(override: str) -> bool:
+    """Whether a continued run takes an override from its checkpoint: what is trained and how, as plain values.
+
+    The file may be hostile. Directories, loggers and callbacks are the new run's own matter, and a target or an
+    interpolation comes from the command line or not at all.
+    """
+    top = override_name(override).partition(".")[0].partition("/")[0].partition("@")[0]
+    return top in _CARRIED_OVER and "_target_" not in override and "$" not in override
+
+
+def _replaced(name: str, named: set[str]) -> bool:
+    """Whether the command line names this key or a group above it."""
+    return any(name == other or name.startswith((f"{other}.", f"{other}/")) for other in named)
+
+
+def override_name(override: str) -> str:
+    """The key that an override sets."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _difference(saved: Any, asked: Any, key: str) -> tuple[str, Any, Any] | None:
+    """Key, saved and asked value of the first place where two plain settings differ."""
+    if isinstance(saved, dict) and isinstance(asked, dict):
+        for name in sorted(saved.keys() | asked.keys()):
+            found = _difference(saved.get(name), asked.get(name), f"{key}.{name}")
+            if found is not None:
+                return found
+        return None
+    return None if saved == asked else (key, saved, asked)
+
+
+def _saved_settings(path: str) -> tuple[dict[str, Any], int]:
+    """The settings inside a checkpoint and its number of finished epochs; nothing in the file is executed."""
+    if not Path(path).is_file():
+        raise ConfigError(f"ckpt={path}: no such file; a checkpoint is, for example, <run>/checkpoints/last.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        saved = checkpoint["hyper_parameters"]["config"]
+        saved = {key: saved[key] for key in (*_TRAINING, "overrides", "input_shape", "num_outputs")}
+        finished = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+        if not all(isinstance(override, str) for override in saved["overrides"]) or not checkpoint["state_dict"]:
+            raise TypeError("overrides or weights of another kind")
+    except _UNREADABLE as error:
+        raise ConfigError(f"ckpt={path}: not a checkpoint of tautnet, or a damaged one") from error
+    return saved, finished
+
+
+_UNREADABLE = (
+    *(UnpicklingError, RuntimeError, EOFError, OSError),  # not what torch.save writes
+    *(AttributeError, IndexError, KeyError, TypeError, ValueError),  # something else in it
+)
