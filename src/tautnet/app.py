@@ -85,12 +85,11 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     _silence_known_messages()
     pl.seed_everything(settings["seed"], verbose=False)
     data = build(settings["data"], "data")
+    trained_on = settings.pop("trained_on", {})  # of the checkpoint; no setting of this run
     spec = settings | {"input_shape": list(data.input_shape), "num_outputs": data.num_outputs}
-    if settings["ckpt"] is not None:
-        for key in ("input_shape", "num_outputs"):
-            if settings["trained_on"][key] != spec[key]:
-                trained = settings["trained_on"][key]
-                raise ConfigError(f"ckpt={settings['ckpt']}: trained with {key} {trained}, the data has {spec[key]}")
+    for key, trained in trained_on.items():
+        if trained != spec[key]:
+            raise ConfigError(f"ckpt={settings['ckpt']}: trained with {key} {trained}, the data has {spec[key]}")
     model = build({"_target_": settings["model"]["_target_"]}, "model", config=spec)
     if "fit" in settings["run"]:
         _try_batch(model.net, next(iter(data.train_dataloader()))[0], settings)

@@ -20,6 +20,8 @@ _CARRIED_OVER = (*_TRAINING, "data", "trainer", "experiment", "debug")
 def continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The settings of a checkpoint's run with this command line's overrides on top, and all the overrides.
 
+    Under ``trained_on`` the settings carry the checkpoint's ``input_shape`` and ``num_outputs``, for the data to match.
+
     Args:
         settings: of this command line alone; ``ckpt`` names the checkpoint.
         overrides: of this command line.

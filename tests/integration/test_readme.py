@@ -61,11 +61,12 @@ def test_continuing_commands(line, folder):
 
 
 def test_help_is_for_people(folder):
+    before = set(folder.rglob("*"))
     done = run("python train.py --help", folder)
     assert done.returncode == 0
     for words in ("python train.py -m", "activation: ", "norm/output: ", "tensorboard --logdir"):
         assert words in done.stdout
-    assert not (folder / "outputs" / "help").exists()
+    assert set(folder.rglob("*")) == before
 
 
 def test_the_library_example_runs(folder):
