@@ -1,38 +1,106 @@
-"""Every option of every group composes and builds; every combination of activation, norm and model too."""
+"""Every option of every group composes and builds; every two of activation, norm and backbone too."""
 
+from functools import cache
 from itertools import product
 
 import pytest
 import torch
-from conftest import options
+from conftest import CONF, options
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import nn
 
-from tautnet.config import build
-from tautnet.lipschitz import lipschitz_bound
+from tautnet.command_line import register_schema
+from tautnet.config import build, plain
+from tautnet.lipschitz import lipschitz_bound, rules
 from tautnet.models import AbstractModel
 from tautnet.models.base import build_net
 from tautnet.optim.roles import parameters_by_role
 from tautnet.optim.settings import make_optimizer, role_settings
 
-IMAGE = {"input_shape": [3, 8, 8], "num_outputs": 4}
+IMAGE = (3, 32, 32)
+# model: the number of outputs that it needs, and the shape of one output; any other: 4 classes
+OUTPUTS = {"dncnn": (3, IMAGE), "one_hidden": (2, (1,)), "two_hidden": (2, (1,))}
+# The same backbone with less of the same, to be crossed with every activation and every normalizer.
+SMALLER = {
+    "cifar_resnet": {"depth": 8},
+    "dncnn": {"depth": 4, "width": 8},
+    "elu11": {"widen_factor": 1},
+    "imagenet_resnet": {"depth": 18, "width": 8},
+    "preact_resnet": {"depth": 8, "bottleneck": False},
+    "resnet9": {"width": 8},
+    "unshuffle_convnet": {"width": 4},
+    "wide_resnet": {"depth": 10, "widen_factor": 2},
+}
 
 
-@pytest.mark.parametrize(
-    ("activation", "norm", "model"), list(product(options("activation"), options("norm"), options("model")))
-)
-def test_every_combination_builds(settings, activation, norm, model):
-    composed = settings(f"activation={activation}", f"norm={norm}", f"model={model}") | IMAGE
-    with torch.device("meta"):
-        net = build_net(composed)
-        assert net(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+def one_model_of_each_backbone() -> list[str]:
+    targets = {m: OmegaConf.load(CONF / "model" / f"{m}.yaml")["net"]["_target_"] for m in options("model")}
+    return sorted({target: model for model, target in sorted(targets.items(), reverse=True)}.values())
+
+
+@cache
+def settings_with(group: str, option: str) -> dict:
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return plain(compose("train", overrides=["run_dir=none", f"{group}={option}"]))
+
+
+def with_image(composed: dict, model: str) -> dict:
+    return composed | {"input_shape": list(IMAGE), "num_outputs": OUTPUTS.get(model, (4, None))[0]}
+
+
+def small_net(model: str, activation: str, norm: str) -> nn.Module:
+    made = with_image(settings_with("model", model), model)
+    net = made["model"]["net"]
+    smaller = SMALLER.get(net["_target_"].rpartition(".")[2], {})
+    made |= {group: settings_with(group, o)[group] for group, o in (("activation", activation), ("norm", norm))}
+    return build_net(made | {"model": {"net": net | smaller}})
+
+
+def check_outputs(net: nn.Module, model: str, size: int = 2) -> None:
+    with torch.no_grad():
+        outputs = net(torch.zeros(size, *IMAGE, device=next(net.parameters()).device))
+    assert outputs.shape == (size, *OUTPUTS.get(model, (4, (4,)))[1])
     assert sum(map(len, parameters_by_role(net).values())) == len(list(net.parameters()))
 
 
-@pytest.mark.parametrize("norm", options("norm"))
-@pytest.mark.parametrize("model", options("model"))
-def test_every_network_is_bounded(settings, model, norm):
-    report = lipschitz_bound(build_net(settings(f"norm={norm}", f"model={model}") | IMAGE), (3, 8, 8))
+@pytest.fixture
+def _quick_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constants for the norms of weights, whose decompositions take long: the walk through the net is what counts."""
+    monkeypatch.setattr(rules, "spectral_norm", lambda *_: 1.0)
+    monkeypatch.setattr(rules, "conv2d_spectral_norm", lambda *_: 1.0)
+
+
+@pytest.mark.parametrize(("activation", "norm"), list(product(options("activation"), options("norm"))))
+def test_every_activation_builds_with_every_norm(activation, norm):
+    with torch.device("meta"):
+        check_outputs(small_net("convnet", activation, norm), "convnet")
+
+
+@pytest.mark.parametrize(("model", "activation"), list(product(one_model_of_each_backbone(), options("activation"))))
+def test_every_backbone_builds_with_every_activation(model, activation):
+    check_outputs(small_net(model, activation, "batch"), model)
+
+
+@pytest.mark.usefixtures("_quick_norms")
+@pytest.mark.parametrize(("model", "norm"), list(product(one_model_of_each_backbone(), options("norm"))))
+def test_every_backbone_builds_and_is_bounded_with_every_norm(model, norm):
+    net = small_net(model, "relu", norm)
+    report = lipschitz_bound(net, IMAGE)
     assert report.unbounded == ()
-    assert report.total < float("inf")
+    check_outputs(net, model)
+
+
+@pytest.mark.usefixtures("_quick_norms")
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_builds_and_is_bounded(model):
+    made = with_image(settings_with("model", model), model)
+    module = build({"_target_": made["model"]["_target_"]}, "model", config=made)
+    assert isinstance(module, AbstractModel)
+    report = lipschitz_bound(module.net, IMAGE)
+    assert report.unbounded == ()
+    check_outputs(module.net.eval(), model, size=1)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -64,13 +132,14 @@ def test_data_sets_give_batches_of_the_stated_shape(settings, data):
 @pytest.mark.parametrize(("optimizer", "scheduler"), list(product(options("optimizer"), options("scheduler"))))
 def test_optimizers_and_schedules_step(settings, optimizer, scheduler):
     composed = settings(f"optimizer={optimizer}", f"scheduler={scheduler}")
-    weight = torch.nn.Parameter(torch.ones(3))
+    weight = torch.nn.Parameter(torch.ones(3, 2, 3, 3))
     made = make_optimizer([weight], "weight", *role_settings(composed["optimizer"])["weight"])
     schedule = build(composed["scheduler"], "scheduler", optimizer=made, total_steps=10)
     weight.sum().backward()
     made.step()
     schedule.step()
     assert (weight < 1).all()
+    assert 0 <= made.param_groups[0]["lr"] <= composed["optimizer"]["roles"]["weight"]["lr"]
 
 
 def test_spline_brings_its_penalty_and_its_optimizer_with_any_other(settings):

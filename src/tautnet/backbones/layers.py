@@ -16,11 +16,27 @@ def check_widths(name: str, widths: Sequence[int], least: int) -> None:
         raise ValueError(f"{name}={list(widths)}: {least} or more integers of at least 1")
 
 
-def check_image_shape(backbone: str, input_shape: Sequence[int]) -> None:
-    """Raise ValueError unless ``input_shape`` is (channels, height, width)."""
+def check_least(name: str, value: int, least: int) -> None:
+    """Raise ValueError unless ``value`` is at least ``least``."""
+    if value < least:
+        raise ValueError(f"{name}={value}: at least {least}")
+
+
+def check_probability(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a probability below 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}={value}: from 0 to below 1")
+
+
+def check_image_shape(backbone: str, input_shape: Sequence[int], least: int = 1) -> None:
+    """Raise ValueError unless ``input_shape`` is (channels, height, width) with sides of at least ``least``."""
     if len(input_shape) != 3:
         raise ValueError(
             f"{backbone} takes images (channels, height, width), the data has shape {tuple(input_shape)}; use model=mlp"
+        )
+    if min(input_shape[1:]) < least:
+        raise ValueError(
+            f"{backbone} takes images of at least {least} x {least}, the data has shape {tuple(input_shape)}"
         )
 
 
@@ -54,9 +70,24 @@ class LayerFactory:
     def conv(
         self, in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, bias: bool = True
     ) -> nn.Module:
-        """A 2-D convolution of odd kernel size, zero padded so that stride 1 keeps the image size."""
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=bias)
-        return self._finish(conv)
+        """A 2-D convolution, zero padded so that stride 1 keeps the image size.
+
+        An even kernel k is padded by k / 2 - 1 in front and k / 2 behind.
+        """
+        after = kernel_size // 2
+        if kernel_size % 2 == 1:
+            return self._finish(nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=after, bias=bias))
+        conv = self._finish(nn.Conv2d(in_channels, out_channels, kernel_size, stride, bias=bias))
+        # padding="same" of the convolution itself warns that it copies its input
+        return nn.Sequential(nn.ZeroPad2d((after - 1, after, after - 1, after)), conv)
+
+    def bias_before_norm(self, num_channels: int) -> bool:
+        """Whether a layer that a normalizer follows has a bias: only where the normalizer is none."""
+        return isinstance(self.output_norm(num_channels), nn.Identity)
+
+    def norm_act(self, num_channels: int) -> list[nn.Module]:
+        """Normalizer, activation."""
+        return [self.output_norm(num_channels), self.activation(num_channels)]
 
     def linear_norm_act(self, in_features: int, out_features: int) -> list[nn.Module]:
         """Dense layer, normalizer, activation."""

@@ -69,6 +69,21 @@ def _max_pool(layer: nn.MaxPool2d, shape: Sequence[int]) -> float:
     return sqrt(_overlap(_pair(layer.kernel_size), _pair(layer.stride)))
 
 
+def _adaptive_max_pool(layer: nn.AdaptiveMaxPool2d, shape: Sequence[int]) -> float:
+    """As for ``MaxPool2d``, counting in how many windows a position lies at most."""
+    sizes = layer.output_size if isinstance(layer.output_size, tuple) else (layer.output_size, layer.output_size)
+    return sqrt(prod(_adaptive_overlap(i, i if o is None else o) for o, i in zip(sizes, shape[-2:], strict=True)))
+
+
+def _adaptive_overlap(inputs: int, outputs: int) -> int:
+    """In how many of the windows floor(i I / O) … ceil((i + 1) I / O) - 1 one of I positions can lie."""
+    counts = [0] * inputs
+    for i in range(outputs):
+        for position in range(i * inputs // outputs, -(-(i + 1) * inputs // outputs)):
+            counts[position] += 1
+    return max(counts)
+
+
 def _isometry(layer: nn.Module, shape: Sequence[int]) -> float:
     return 1.0
 
@@ -81,8 +96,14 @@ RULES: dict[type[nn.Module], Callable[[Any, Sequence[int]], float]] = {
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: _adaptive_avg_pool,
     nn.MaxPool2d: _max_pool,
+    nn.AdaptiveMaxPool2d: _adaptive_max_pool,
+    # Each output value is one of the input's or zero, and none is repeated: distances stay, or shrink where padding is
+    # negative and crops.
     nn.Flatten: _isometry,
     nn.Identity: _isometry,
+    nn.ZeroPad2d: _isometry,
+    nn.PixelShuffle: _isometry,
+    nn.PixelUnshuffle: _isometry,
     nn.Dropout: _isometry,
 }
 

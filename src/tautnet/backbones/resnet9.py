@@ -1,0 +1,49 @@
+"""The small residual network of the CIFAR-10 speed competitions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from tautnet.backbones.blocks import Residual
+from tautnet.backbones.layers import LayerFactory, check_image_shape, check_least
+
+
+def _stage(layers: LayerFactory, in_channels: int, *, residual: bool) -> list[nn.Module]:
+    width = 2 * in_channels
+    stage = [*layers.conv_norm_act(in_channels, width), nn.MaxPool2d(2)]
+    if residual:
+        body = nn.Sequential(*layers.conv_norm_act(width, width), *layers.conv_norm_act(width, width))
+        stage.append(Residual(body, nn.Identity()))
+    return stage
+
+
+def resnet9(layers: LayerFactory, input_shape: Sequence[int], num_outputs: int, width: int = 64) -> nn.Sequential:
+    """A 3x3 convolution, three stages that double the channels and halve the image, global maximum, dense head.
+
+    The first and the last stage end in a residual of two convolutions, each with normalizer and activation.
+
+    Source: Page (2018), "How to train your ResNet". Differences: the head has a bias, and its output is not scaled by
+    0.125 (recalled).
+
+    Args:
+        layers: makes the layers.
+        input_shape: (channels, height, width) of one image, sides of at least 8.
+        num_outputs: width of the head.
+        width: channels of the first convolution, at least 1; source 64.
+
+    Raises:
+        ValueError: ``input_shape`` is no image or a smaller one, or ``width`` below 1.
+    """
+    check_image_shape("resnet9", input_shape, least=8)
+    check_least("width", width, 1)
+    return nn.Sequential(
+        *layers.conv_norm_act(input_shape[0], width),
+        *_stage(layers, width, residual=True),
+        *_stage(layers, 2 * width, residual=False),
+        *_stage(layers, 4 * width, residual=True),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        layers.linear(8 * width, num_outputs),
+    )
