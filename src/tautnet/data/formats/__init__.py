@@ -1,0 +1,1 @@
+"""Readers of standard file formats, plain functions from paths to arrays."""
