@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,6 +16,9 @@ from tautnet.config import ConfigError, plain
 _BUILDING = ("model", "activation", "norm")
 _TRAINING = (*_BUILDING, "optimizer", "scheduler", "regularizer", "seed")
 _CARRIED_OVER = (*_TRAINING, "data", "trainer", "experiment", "debug")
+
+# What training depends on among the callbacks: that weights are averaged, and plain values that say how.
+_AVERAGING = re.compile(r"callbacks=ema|callbacks\.ema\.(decay|update_every_n_steps|use_buffers)=[\w.+-]+")
 
 
 def continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -48,9 +52,11 @@ def continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str,
 def _carried_over(override: str) -> bool:
     """Whether a continued run takes an override from its checkpoint: what is trained and how, as plain values.
 
-    The file may be hostile. Directories, loggers and callbacks are the new run's own matter, and a target or an
+    The file may be hostile. Directories, loggers and other callbacks are the new run's own matter, and a target or an
     interpolation comes from the command line or not at all.
     """
+    if _AVERAGING.fullmatch(override):
+        return True
     top = override_name(override).partition(".")[0].partition("/")[0].partition("@")[0]
     return top in _CARRIED_OVER and "_target_" not in override and "$" not in override
 

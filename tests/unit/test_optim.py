@@ -1,4 +1,4 @@
-"""Joint optimizer, roles of parameters, learning-rate schedules."""
+"""Joint optimizer, roles of parameters, Muon."""
 
 import copy
 import io
@@ -11,9 +11,11 @@ from torch.optim import SGD, Adam
 
 from tautnet.activations import LinearSpline, PReLU, ReLU
 from tautnet.backbones import LayerFactory, cifar_resnet, mlp
+from tautnet.config import ConfigError
 from tautnet.normalizers import BatchNorm, Unitize, no_output_norm, no_weight_norm
-from tautnet.optim import JointOptimizer, parameters_by_role
-from tautnet.optim.schedules import constant, cosine, multistep
+from tautnet.optim import JointOptimizer, Muon, parameters_by_role
+from tautnet.optim.schedules import cosine, multistep
+from tautnet.optim.settings import role_settings
 
 
 def small_net():
@@ -194,70 +196,6 @@ def test_a_parameter_without_a_role_is_an_error_with_its_path():
         parameters_by_role(net)
 
 
-# --- schedules --------------------------------------------------------------------------------------------------------
-
-
-def rates(schedule, total_steps, **settings):
-    """Rates of two groups during each of the steps, and after the last."""
-    optimizer = SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 0.5)], lr=1.0)
-    scheduler = schedule(optimizer, total_steps, **settings)
-    seen = []
-    for _ in range(total_steps + 1):
-        seen.append(scheduler.get_last_lr())
-        optimizer.step()
-        scheduler.step()
-    first, second = zip(*seen, strict=True)
-    assert second == pytest.approx([rate / 2 for rate in first])
-    return first
-
-
-def test_constant_never_changes():
-    assert set(rates(constant, 10)) == {1.0}
-
-
-@pytest.mark.parametrize(("final_factor", "middle"), [(0.0, 0.5), (0.2, 0.6), (1.0, 1.0)])
-def test_cosine_starts_at_one_and_ends_at_the_final_factor(final_factor, middle):
-    seen = rates(cosine, 10, final_factor=final_factor)
-    assert (seen[0], seen[5], seen[10]) == pytest.approx((1.0, middle, final_factor))
-    assert list(seen) == sorted(seen, reverse=True)
-
-
-def test_cosine_does_not_rise_again_after_the_last_step():
-    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = cosine(optimizer, 2)
-    for _ in range(3):
-        optimizer.step()
-        scheduler.step()
-    assert scheduler.get_last_lr() == [0.0]
-
-
-def test_multistep_drops_at_the_milestones():
-    seen = rates(multistep, 8, milestones=(0.5, 0.75), factor=0.1)
-    assert seen == pytest.approx([1.0] * 4 + [0.1] * 2 + [0.01] * 3)
-
-
-def test_multistep_default_drops_three_times():
-    seen = rates(multistep, 8)
-    assert seen == pytest.approx([1.0] * 4 + [0.1] * 2 + [0.01] + [0.001] * 2)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "settings", "message"),
-    [
-        (cosine, {"final_factor": -0.1}, "final_factor=-0.1"),
-        (cosine, {"final_factor": 1.1}, "final_factor=1.1"),
-        (cosine, {"final_factor": float("nan")}, "final_factor=nan"),
-        (multistep, {"milestones": (0.5, 1.0)}, "milestones=[0.5, 1.0]"),
-        (multistep, {"milestones": (0.0,)}, "milestones=[0.0]"),
-        (multistep, {"factor": 0.0}, "factor=0.0"),
-        (multistep, {"factor": 1.5}, "factor=1.5"),
-    ],
-)
-def test_bad_schedule_settings_are_named_with_their_value(schedule, settings, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        schedule(SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 10, **settings)
-
-
 def test_a_copy_steps_like_the_original():
     weight = torch.nn.Parameter(torch.ones(3))
     joint = JointOptimizer([torch.optim.Adam([{"params": [weight], "role": "weight"}], lr=0.1)])
@@ -284,3 +222,108 @@ def test_the_original_of_a_parametrised_weight_keeps_its_role():
         "weight": [torch.Size([2, 3])],
         "bias": [torch.Size([2])],
     }
+
+
+# --- Muon -------------------------------------------------------------------------------------------------------------
+
+OPTIONS = {"lr": 0.05, "weight_decay": 0.1, "momentum": 0.9}
+
+
+def muon_steps(optimizer, weights, count, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        for weight in weights:
+            weight.grad = torch.randn(weight.numel(), generator=generator).view(weight.shape)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("options", [{}, {"adjust_lr_fn": "match_rms_adamw"}, {"nesterov": False, "ns_steps": 2}])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (8, 3, 3, 3), (2, 4, 5)])
+def test_muon_is_torch_muon_on_the_kernel_as_a_matrix(shape, options):
+    weight = nn.Parameter(torch.randn(shape))
+    matrix = nn.Parameter(weight.detach().flatten(1).clone())
+    muon_steps(Muon([weight], **OPTIONS, **options), [weight], 4)
+    muon_steps(torch.optim.Muon([matrix], **OPTIONS, **options), [matrix], 4)
+    assert torch.equal(weight.flatten(1), matrix)
+
+
+def test_muon_steps_a_kernel_in_channels_last_format_too():
+    weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+    twin = nn.Parameter(weight.detach().clone(memory_format=torch.channels_last))
+    for one in (weight, twin):
+        muon_steps(Muon([one], **OPTIONS), [one], 3)
+    assert twin.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(twin, weight)
+
+
+def test_muon_goes_on_bit_identically_from_a_saved_state_in_a_joint_optimizer():
+    def made(weights, bias):
+        groups = [{"params": [weights[0]]}, {"params": [weights[1]], "lr": 0.01}]
+        return JointOptimizer([Muon(groups, **OPTIONS), Adam([bias], lr=0.1)])
+
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in ((4, 3, 3, 3), (5, 4), (5,))]
+    joint = made(parameters[:2], parameters[2])
+    schedule = cosine(joint, 6)
+    muon_steps(joint, parameters, 1)
+    schedule.step()
+
+    buffer = io.BytesIO()
+    torch.save([joint.state_dict(), schedule.state_dict()], buffer)
+    buffer.seek(0)
+    resumed = copy.deepcopy(parameters)
+    resumed_joint = made(resumed[:2], resumed[2])
+    resumed_schedule = cosine(resumed_joint, 6)
+    for part, state in zip((resumed_joint, resumed_schedule), torch.load(buffer, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    before = copy.deepcopy(parameters)
+    for seed in (2, 3):
+        muon_steps(joint, parameters, 1, seed)
+        muon_steps(resumed_joint, resumed, 1, seed)
+        schedule.step()
+        resumed_schedule.step()
+    assert all(torch.equal(a, b) for a, b in zip(parameters, resumed, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(parameters, before, strict=True))
+
+
+def test_the_rate_of_muon_follows_a_schedule():
+    def change(total_steps):
+        weight = nn.Parameter(torch.zeros(3, 3))
+        optimizer = Muon([weight], lr=0.1)
+        schedule = cosine(optimizer, total_steps)
+        optimizer.step()  # no gradient yet: nothing to do
+        schedule.step()
+        muon_steps(optimizer, [weight], 1)
+        return weight.norm().item()
+
+    assert change(1) == 0
+    assert change(2) == pytest.approx(change(10**9) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "lr=-1.0"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan"),
+        ({"momentum": 1.0}, "momentum=1.0"),
+        ({"ns_steps": 100}, "ns_steps=100"),
+        ({"adjust_lr_fn": "spectral"}, "adjust_lr_fn=spectral"),
+    ],
+)
+def test_bad_arguments_of_muon_are_named_with_their_value(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Muon([nn.Parameter(torch.zeros(2, 2))], **options)
+
+
+def test_muon_refuses_what_is_no_matrix():
+    optimizer = Muon([nn.Parameter(torch.zeros(2, 2))])
+    with pytest.raises(ValueError, match=r"shape \(3,\): Muon needs two or more"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
+    assert len(optimizer.param_groups) == 1
+    with pytest.raises(ConfigError, match=r"optimizer.roles.bias: a parameter of shape"):
+        role_settings({"_target_": "tautnet.optim.Muon", "lr": 0.1})
+
+
+def test_a_torch_without_muon_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.optim, "__all__", [name for name in torch.optim.__all__ if name != "Muon"])
+    with pytest.raises(ValueError, match="has no Muon"):
+        Muon([nn.Parameter(torch.zeros(2, 2))])

@@ -88,8 +88,8 @@ class SplineMonitor(pl.Callback):
         """Log the counts."""
         self._log_counts(pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the final activations, into ``folder`` too."""
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the final activations, into ``folder`` too; averaged weights are in place by now."""
         if not self._visited:
             return
         if trainer.current_epoch % self.figure_every_n_epochs != 0:  # otherwise the last epoch drew them

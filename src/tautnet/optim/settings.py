@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -13,6 +14,7 @@ from tautnet.config import ConfigError, build
 from tautnet.factories import ROLES, Role
 
 _NOT_NEGATIVE = ("lr", "weight_decay")
+_WEIGHT, _OTHER = (0, 0, 0, 0), (0,)  # shapes to try an optimizer with: not every one takes every shape
 
 
 def role_settings(config: Mapping[str, Any]) -> dict[Role, tuple[str, dict[str, Any]]]:
@@ -29,22 +31,22 @@ def role_settings(config: Mapping[str, Any]) -> dict[Role, tuple[str, dict[str, 
     for role in own:
         if role not in ROLES:
             raise ConfigError(f"optimizer.roles.{role}: no such role; accepted: {', '.join(ROLES)}")
-    _try("optimizer", base)  # first, so that what every role inherits is reported under its own key
+    _try("optimizer", base, _WEIGHT)  # first, so that what every role inherits is reported under its own key
     settings: dict[Role, tuple[str, dict[str, Any]]] = {}
     for role in ROLES:
         changes = dict(own.get(role) or {})
         key, inherited = f"optimizer.roles.{role}", {} if "_target_" in changes else base
         settings[role] = key, inherited | changes
-        _try(*settings[role])
+        _try(*settings[role], _WEIGHT if role == "weight" else _OTHER)
     return settings
 
 
-def _try(key: str, settings: dict[str, Any]) -> None:
+def _try(key: str, settings: dict[str, Any], shape: tuple[int, ...]) -> None:
     for name in _NOT_NEGATIVE:
         value = settings.get(name, 0.0)
         if isinstance(value, (int, float)) and not 0 <= value < inf:
             raise ConfigError(f"{key}.{name}={value}: a finite number of at least 0")
-    make_optimizer([nn.Parameter()], "weight", key, settings)
+    make_optimizer([nn.Parameter(torch.empty(shape))], "weight", key, settings)
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], role: Role, key: str, settings: dict[str, Any]) -> Optimizer:
