@@ -15,8 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tautnet import logkeys
-from tautnet.config import ConfigError, build, plain
+from tautnet.config import ConfigError, build, locate, plain
 from tautnet.optim.settings import role_settings
+from tautnet.optim.steps import check_steps
 from tautnet.resume import continued, override_name
 
 if TYPE_CHECKING:
@@ -76,6 +77,33 @@ def _try_parts(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"trainer.devices={devices}: 1; training on several devices is not there yet")
     build(settings["scheduler"], "scheduler", optimizer=optimizer, total_steps=1)
     role_settings(settings["optimizer"])
+    if settings["compile"] and "fit" not in settings["run"]:
+        raise ConfigError("compile=true: training alone is compiled, and run=[test] does not train")
+    check_steps(settings["trainer"], settings["compile"])
+
+
+def _compiled(model: pl.LightningModule) -> pl.Callback:
+    """Compile in place, and see to it that only training runs compiled.
+
+    What compiles is the model's forward around the network, of which torch makes one piece; a bare ``Sequential`` comes
+    out layer by layer. Evaluations hang hooks into the network, at which compiled code would be made anew.
+    """
+    from pytorch_lightning.callbacks import LambdaCallback
+
+    def plain_code(*_: Any) -> None:
+        torch.compiler.set_stance("force_eager")
+
+    def compiled_code(*_: Any) -> None:
+        torch.compiler.set_stance("default")
+
+    model.compile()
+    return LambdaCallback(
+        on_validation_start=plain_code,
+        on_validation_end=compiled_code,
+        on_test_start=plain_code,
+        on_test_end=compiled_code,
+        on_exception=compiled_code,
+    )
 
 
 def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
@@ -83,6 +111,9 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     _silence_known_messages()
+    if "fit" not in settings["run"]:
+        for message in ("callbacks used to create the checkpoint", "outside the 'fit' stage"):  # they watch training
+            warnings.filterwarnings("ignore", message=f".*{message}.*")
     pl.seed_everything(settings["seed"], verbose=False)
     data = build(settings["data"], "data")
     trained_on = settings.pop("trained_on", {})  # of the checkpoint; no setting of this run
@@ -90,10 +121,13 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     for key, trained in trained_on.items():
         if trained != spec[key]:
             raise ConfigError(f"ckpt={settings['ckpt']}: trained with {key} {trained}, the data has {spec[key]}")
+    _check_task(settings["model"], data.task)
     model = build({"_target_": settings["model"]["_target_"]}, "model", config=spec)
     if "fit" in settings["run"]:
-        _try_batch(model.net, next(iter(data.train_dataloader()))[0], settings)
+        _try_batch(model, next(iter(data.train_dataloader())), settings)
     callbacks = list(build(settings["callbacks"], "callbacks").values())
+    if settings["compile"]:
+        callbacks.insert(0, _compiled(model))
     saves = any(isinstance(callback, pl.callbacks.ModelCheckpoint) for callback in callbacks)
     try:
         trainer = build(
@@ -109,13 +143,28 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     return trainer, model, data
 
 
-def _try_batch(net: torch.nn.Module, x: torch.Tensor, settings: Mapping[str, Any]) -> None:
+def _check_task(model: Mapping[str, Any], task: str) -> None:
+    target = model.get("_target_")
+    accepted = {"classification": "Classifier", "regression": "Regressor", "denoising": "Denoiser"}[task]
+    if getattr(locate(str(target), "model"), "task", None) != task:
+        raise ConfigError(f"model._target_={target}: the data is for {task}; for example tautnet.models.{accepted}")
+
+
+def _try_batch(
+    model: pl.LightningModule, batch: tuple[torch.Tensor, torch.Tensor], settings: Mapping[str, Any]
+) -> None:
     """One training forward of a copy: batch statistics, for example, need more than one value a channel."""
+    x, targets = batch
+    assert isinstance(model.net, torch.nn.Module)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            deepcopy(net).train()(x)
+            outputs = deepcopy(model.net).train()(x)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"data.batch_size={settings['data'].get('batch_size')}: {error}") from error
+    classes = model.task == "classification"
+    if outputs.shape != targets.shape and not (classes and outputs.dim() == 2):
+        shape, needed = tuple(outputs.shape), "(batch, classes)" if classes else tuple(targets.shape)
+        raise ConfigError(f"model.net._target_={settings['model']['net'].get('_target_')}: gives {shape}, not {needed}")
 
 
 def _execute(

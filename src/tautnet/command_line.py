@@ -29,6 +29,8 @@ class Settings:
     seed: int = MISSING
     run: list[str] = MISSING
     ckpt: str | None = MISSING
+    compile: bool = MISSING
+    metric: str = MISSING
     objective: str = MISSING
     run_dir: str = MISSING
     activation: Any = MISSING

@@ -16,6 +16,8 @@ ActivationFactory = Callable[[int], nn.Module]  # num_channels -> module acting 
 OutputNormFactory = Callable[[int], nn.Module]  # num_channels -> module normalising (N, C, *)
 WeightNorm = Callable[[nn.Module], nn.Module]  # a layer -> the same layer, its weight parametrised
 
+Task = Literal["classification", "regression", "denoising"]  # of a data set and of the model that fits it
+
 Role = Literal["weight", "bias", "norm", "activation", "regularizer"]
 ROLES: tuple[Role, ...] = ("weight", "bias", "norm", "activation", "regularizer")
 

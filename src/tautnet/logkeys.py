@@ -21,6 +21,16 @@ def accuracy(stage: str) -> str:
     return f"{stage}/acc"
 
 
+def r2(stage: str) -> str:
+    """``train/r2``, ``val/r2``, ``test/r2``: 1 - (mean squared error) / variance of the targets."""
+    return f"{stage}/r2"
+
+
+def psnr(stage: str) -> str:
+    """``train/psnr``, ``val/psnr``, ``test/psnr``: peak signal-to-noise ratio in dB, mean over the images."""
+    return f"{stage}/psnr"
+
+
 def loss_term(name: str) -> str:
     """``loss/<term>``: the weighted terms whose sum is ``train/loss``."""
     return f"loss/{name}"

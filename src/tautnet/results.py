@@ -20,6 +20,8 @@ from tautnet import logkeys
 
 SUMMARY = (
     ("test accuracy", logkeys.accuracy("test"), "{:.4f}"),
+    ("test R2", logkeys.r2("test"), "{:.4f}"),
+    ("test PSNR, dB", logkeys.psnr("test"), "{:.2f}"),
     ("Lipschitz bound, p = 2", logkeys.LIPSCHITZ_BOUND, "{:.4g}"),
     ("Lipschitz observed, p = 2", logkeys.LIPSCHITZ_LOWER, "{:.4g}"),
     ("active knots", logkeys.ACTIVE_KNOTS, "{:.0f}"),

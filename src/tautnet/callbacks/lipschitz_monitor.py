@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from math import ceil, isfinite
+from math import ceil, isfinite, isinf
 from typing import Any
 
 import pytorch_lightning as pl
@@ -57,7 +57,9 @@ class LipschitzMonitor(pl.Callback):
 
     def _keep(self, x: Tensor, num_batches: float) -> None:
         """The batch's share of ``num_samples``, evenly spread over it: data may be sorted."""
-        share = ceil(self.num_samples / num_batches)
+        if sum(map(len, self._samples)) >= self.num_samples and isinf(num_batches):
+            return
+        share = max(1, ceil(self.num_samples / num_batches))  # a stream may not know how many batches it has
         self._samples.append(x[:: max(1, len(x) // share)][:share])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from tautnet.data.base import AbstractTensorData, Part, Splits
+from tautnet.data.base import AbstractTensorData, Splits
+from tautnet.data.loader import TensorSamples
 
 Shape = Literal["circle", "s_shape"]
 GRID_SIDE = 200
@@ -66,8 +67,8 @@ class Area(AbstractTensorData):
         centres = (torch.arange(GRID_SIDE) + 0.5) / GRID_SIDE * 2 - 1
         return Splits(*(self._labelled(points) for points in (*random, torch.cartesian_prod(centres, centres))))
 
-    def _labelled(self, points_N2: Tensor) -> Part:
-        return points_N2, inside(points_N2, self.shape).long()
+    def _labelled(self, points_N2: Tensor) -> TensorSamples:
+        return TensorSamples(points_N2, inside(points_N2, self.shape).long())
 
 
 def inside(points_N2: Tensor, shape: Shape) -> Tensor:

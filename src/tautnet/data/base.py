@@ -1,29 +1,51 @@
-"""Data sets that fit in memory as tensors."""
+"""Data sets that fit in memory."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 
 import pytorch_lightning as pl
-from torch import Tensor
+import torch
 
-from tautnet.data.loader import TensorLoader
-
-Part = tuple[Tensor, Tensor]  # inputs (N, *), targets (N,)
+from tautnet.data.loader import AbstractSamples, TensorLoader
+from tautnet.factories import Task
 
 
 @dataclass(frozen=True)
 class Splits:
     """The three parts of a data set."""
 
-    train: Part
-    val: Part
-    test: Part
+    train: AbstractSamples
+    val: AbstractSamples
+    test: AbstractSamples
 
 
-class AbstractTensorData(pl.LightningDataModule, ABC):
-    """Training, validation and test loaders over tensors.
+class AbstractData(pl.LightningDataModule, ABC):
+    """What the application asks of every data set."""
+
+    @property
+    def task(self) -> Task:
+        """What a model has to do with the data."""
+        return "classification"
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int:
+        """Classes, target values or image channels: the width of a network's output."""
+
+
+class AbstractTensorData(AbstractData):
+    """Training, validation and test loaders over samples in memory.
+
+    The samples of a training run lie on its device if they take at most half of what is free there.
 
     Args:
         batch_size: samples a batch, at least 1 and at most the training part; the last, smaller training batch is left
@@ -41,26 +63,31 @@ class AbstractTensorData(pl.LightningDataModule, ABC):
             raise ValueError(f"batch_size={batch_size}: an integer of at least 1")
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.splits = self.load()
-        if batch_size > len(self.splits.train[0]):
-            raise ValueError(f"batch_size={batch_size}: at most the {len(self.splits.train[0])} training samples")
+        if batch_size > len(self.splits.train):
+            raise ValueError(f"batch_size={batch_size}: at most the {len(self.splits.train)} training samples")
 
     @abstractmethod
     def load(self) -> Splits:
         """Read or make the data; called once, from the constructor."""
 
     @property
-    @abstractmethod
-    def num_outputs(self) -> int:
-        """Number of classes."""
-
-    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
-        return tuple(self.splits.train[0].shape[1:])
+        return self.splits.train.sample_shape
 
     def train_dataloader(self) -> TensorLoader:
-        """Training batches, in an order of their own each epoch."""
-        return TensorLoader(*self.splits.train, self.batch_size, seed=self.seed, shuffle=self.shuffle, drop_last=True)
+        """Training batches, in an order of their own each epoch; a continued run goes on inside its epoch."""
+        trainer = self.trainer
+        return TensorLoader(
+            self._on_device(self.splits.train),
+            self.batch_size,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            drop_last=True,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            finished_batches=partial(finished_batches, trainer),
+        )
 
     def val_dataloader(self) -> TensorLoader:
         """Validation batches."""
@@ -70,6 +97,20 @@ class AbstractTensorData(pl.LightningDataModule, ABC):
         """Test batches."""
         return self._evaluation_loader(self.splits.test)
 
-    @staticmethod
-    def _evaluation_loader(part: Part) -> TensorLoader:
-        return TensorLoader(*part, batch_size=1024, shuffle=False, drop_last=False)
+    def _evaluation_loader(self, samples: AbstractSamples) -> TensorLoader:
+        values = prod(samples.sample_shape)
+        batch_size = max(1, min(1024, 2**22 // values))  # 16 MiB of float32
+        return TensorLoader(self._on_device(samples), batch_size, shuffle=False, drop_last=False)
+
+    def _on_device(self, samples: AbstractSamples) -> AbstractSamples:
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if device.type != "cuda" or samples.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+            return samples
+        return samples.to(device)
+
+
+def finished_batches(trainer: pl.Trainer | None) -> int:
+    """Batches that the epoch has behind it: not 0 where an interrupted one is continued."""
+    if trainer is None or not trainer.training:
+        return 0
+    return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)

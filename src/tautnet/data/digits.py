@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tautnet.data.base import AbstractTensorData, Part, Splits
+from tautnet.data.base import AbstractTensorData, Splits
+from tautnet.data.loader import TensorSamples
+from tautnet.data.split import check_fractions, three_parts
 
 
 class Digits(AbstractTensorData):
@@ -38,11 +40,7 @@ class Digits(AbstractTensorData):
         test_fraction: float = 0.2,
         split_seed: int = 0,
     ) -> None:
-        for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0.01 <= value <= 0.98:  # at least a sample of each class
-                raise ValueError(f"{name}={value}: from 0.01 to 0.98")
-        if not val_fraction + test_fraction <= 0.99:
-            raise ValueError(f"val_fraction={val_fraction}: with test_fraction={test_fraction} at most 0.99")
+        check_fractions(val_fraction, test_fraction)
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
         super().__init__(batch_size, seed, shuffle)
 
@@ -56,21 +54,11 @@ class Digits(AbstractTensorData):
         from sklearn.datasets import load_digits  # slow to import: bad arguments are answered before
 
         images, classes = load_digits(return_X_y=True)
-        rest, test = _split(images, classes, self.test_fraction, self.split_seed)
-        train, val = _split(*rest, self.val_fraction / (1 - self.test_fraction), self.split_seed)
-        mean, deviation = train[0].mean(), train[0].std()
-        return Splits(*(_as_tensors((x - mean) / deviation, y) for x, y in (train, val, test)))
+        parts = three_parts(len(images), classes, self.val_fraction, self.test_fraction, self.split_seed)
+        mean, deviation = images[parts[0]].mean(), images[parts[0]].std()
+        return Splits(*(_as_samples((images[i] - mean) / deviation, classes[i]) for i in parts))
 
 
-Arrays = tuple[np.ndarray, np.ndarray]
-
-
-def _split(x: np.ndarray, y: np.ndarray, fraction: float, seed: int) -> tuple[Arrays, Arrays]:
-    from sklearn.model_selection import train_test_split
-
-    x_rest, x_part, y_rest, y_part = train_test_split(x, y, test_size=fraction, stratify=y, random_state=seed)
-    return (x_rest, y_rest), (x_part, y_part)
-
-
-def _as_tensors(x: np.ndarray, y: np.ndarray) -> Part:
-    return torch.from_numpy(x.astype(np.float32)).view(-1, 1, 8, 8), torch.from_numpy(y.astype(np.int64))
+def _as_samples(x: np.ndarray, y: np.ndarray) -> TensorSamples:
+    images = torch.from_numpy(x.astype(np.float32)).view(-1, 1, 8, 8)
+    return TensorSamples(images, torch.from_numpy(y.astype(np.int64)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -11,11 +12,12 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
 
 from tautnet import logkeys
 from tautnet.backbones.layers import LayerFactory
 from tautnet.config import ConfigError, build
-from tautnet.factories import Projected
+from tautnet.factories import Projected, Task
 from tautnet.optim.joint import JointOptimizer, current_rates
 from tautnet.optim.roles import parameters_by_role
 from tautnet.optim.settings import make_optimizer, role_settings
@@ -36,6 +38,8 @@ class AbstractModel(pl.LightningModule, ABC):
     Raises:
         ConfigError: a setting that cannot be used, by its key.
     """
+
+    task: ClassVar[Task]
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -83,6 +87,12 @@ class AbstractModel(pl.LightningModule, ABC):
         """Task loss and metrics."""
         self._evaluate(batch, "test")
 
+    def log_metric(self, name: str, metric: nn.Module, outputs: Tensor, targets: Tensor) -> None:
+        """Update a stage's metric and have its value over the whole epoch logged."""
+        assert isinstance(metric, Metric)
+        metric.update(outputs, targets)
+        self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(targets))
+
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
         self.log(logkeys.loss(stage), self.task_loss(batch, stage), batch_size=len(batch[0]))
 
@@ -95,8 +105,9 @@ class AbstractModel(pl.LightningModule, ABC):
         ):
             group["lr"] = base * factor(schedule.last_epoch)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Put constrained parameters back on their set after the optimizer step."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Put constrained parameters back on their set after the step, before any callback averages them."""
+        super().optimizer_step(*args, **kwargs)
         for module in self._projected:
             module.project_()
 
@@ -118,6 +129,12 @@ class AbstractModel(pl.LightningModule, ABC):
         total_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = build(config["scheduler"], "scheduler", optimizer=optimizer, total_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def stage_metrics(metric: Callable[[], Metric]) -> nn.ModuleDict:
+    """A metric of its own for each stage, under ``train_``, ``val_``, ``test_``."""
+    # "train" is an attribute of every module and cannot be a name here
+    return nn.ModuleDict({f"{stage}_": metric() for stage in ("train", "val", "test")})
 
 
 def build_net(config: dict[str, Any]) -> nn.Module:

@@ -1,0 +1,88 @@
+"""Decoded images on disk: read once from files that need decoding, then memory-mapped."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+_VERSION = "1"  # of what is stored
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/tautnet``, by default ``~/.cache/tautnet``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tautnet"
+
+
+def fingerprint(kind: str, files: Sequence[Path]) -> str:
+    """Hash of what is read: its kind, and path, size and time of change of every file."""
+    digest = sha256(f"{_VERSION} {kind}".encode())
+    for file in sorted(files):
+        status = file.stat()
+        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def cached(key: str, read: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """The tensors under ``key``, memory-mapped; read and stored on the first call.
+
+    The stored file carries a hash of its content. A damaged one is read anew with a warning, and where the folder
+    cannot be written the tensors are used from memory.
+
+    Args:
+        key: fit for a file name.
+        read: makes the tensors, all of them contiguous.
+    """
+    path = cache_folder() / f"{key}.safetensors"
+    if path.is_file():
+        tensors = _load(path)
+        if tensors is not None:
+            return tensors
+        _log.warning("%s: damaged, read anew", path)
+    tensors = dict(read())
+    try:
+        _save(path, tensors)
+    except OSError as error:
+        _log.warning("%s: not stored (%s); the data will be decoded again next time", path, error.strerror or error)
+        return tensors
+    return _load(path) or tensors
+
+
+def _content_hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
+        digest.update(tensors[name].view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Beside its place first, then moved there: nobody sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(f".{os.getpid()}")
+    try:
+        save_file(tensors, half, {"sha256": _content_hash(tensors)})
+        os.replace(half, path)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(str(error)) from error
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> Mapping[str, Tensor] | None:
+    """Tensors that lie in the mapped file; None if it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            expected = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError):
+        return None
+    return tensors if _content_hash(tensors) == expected else None

@@ -1,0 +1,79 @@
+"""Seeded splits and standardised tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tautnet.data.base import Splits
+from tautnet.data.loader import TensorSamples
+from tautnet.factories import Task
+
+Indices = np.ndarray  # (n,) int64
+Array = np.ndarray[Any, Any]
+
+
+def check_fractions(val_fraction: float, test_fraction: float) -> None:
+    """Raise ValueError unless both parts exist and leave something to train on."""
+    for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0.01 <= value <= 0.98:  # at least a sample of each class
+            raise ValueError(f"{name}={value}: from 0.01 to 0.98")
+    if not val_fraction + test_fraction <= 0.99:
+        raise ValueError(f"val_fraction={val_fraction}: with test_fraction={test_fraction} at most 0.99")
+
+
+def hold_out(indices: Indices, classes: Array | None, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """The rest and the part of ``fraction``; with ``classes``, of all samples, each class is divided alike."""
+    from sklearn.model_selection import train_test_split  # slow to import: bad arguments are answered before
+
+    strata = None if classes is None else classes[indices]
+    rest, part = train_test_split(indices, test_size=fraction, stratify=strata, random_state=seed)
+    return rest, part
+
+
+def three_parts(
+    num_samples: int, classes: Array | None, val_fraction: float, test_fraction: float, seed: int
+) -> tuple[Indices, Indices, Indices]:
+    """Indices of training, validation and test part; the fractions are of all samples."""
+    rest, test = hold_out(np.arange(num_samples), classes, test_fraction, seed)
+    train, val = hold_out(rest, classes, val_fraction / (1 - test_fraction), seed)
+    return train, val, test
+
+
+def table_splits(
+    features: Array, target: Array, task: Task, val_fraction: float, test_fraction: float, seed: int
+) -> Splits:
+    """Split a table and standardise it by its training part: features, and the targets of a regression.
+
+    A constant column becomes 0.
+
+    Args:
+        features: (N, D).
+        target: (N,) class numbers from 0, or real values.
+        task: ``classification`` or ``regression``.
+        val_fraction: share of all samples.
+        test_fraction: share of all samples.
+        seed: of the split.
+
+    Raises:
+        ValueError: a class with too few samples to be divided.
+    """
+    classes = target if task == "classification" else None
+    if classes is not None and np.bincount(classes).min() < 3:
+        raise ValueError(f"class number {np.bincount(classes).argmin()} has fewer than 3 samples, one for each part")
+    parts = three_parts(len(features), classes, val_fraction, test_fraction, seed)
+    x = standardised(features, parts[0])
+    y = target if task == "classification" else standardised(target[:, None], parts[0])
+    dtype = np.int64 if task == "classification" else np.float32
+    return Splits(
+        *(TensorSamples(torch.from_numpy(x[i].astype(np.float32)), torch.from_numpy(y[i].astype(dtype))) for i in parts)
+    )
+
+
+def standardised(columns_ND: Array, train: Indices) -> Array:
+    """(x - mean) / deviation of the training rows."""
+    mean, deviation = columns_ND[train].mean(0), columns_ND[train].std(0)
+    constant = deviation <= 1e-12 * np.abs(columns_ND[train]).max(0, initial=0)
+    return np.where(constant, 0.0, (columns_ND - mean) / np.where(constant, 1.0, deviation))
