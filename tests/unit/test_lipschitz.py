@@ -625,3 +625,47 @@ def test_a_layer_with_hooks_is_unbounded(register):
 
 def test_lower_of_a_diverged_network_is_nan():
     assert math.isnan(lipschitz_lower(linear([math.nan]), torch.ones(2, 1)))
+
+
+# --- images as outputs, and large images ------------------------------------------------------------------------------
+
+
+def image_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), LinearSpline(3, num_knots=9, init="leaky_relu"), nn.Conv2d(3, 1, 3, padding=1)
+    ).double()
+
+
+def test_observed_value_of_a_net_with_images_as_outputs_is_below_the_jacobians_and_close():
+    net, x = image_net(), torch.randn(3, 1, 6, 6, dtype=torch.float64)
+    exact = max(
+        torch.linalg.matrix_norm(
+            torch.autograd.functional.jacobian(lambda y: net(y[None])[0], image).view(36, 36), ord=2
+        ).item()
+        for image in x
+    )
+    observed = lipschitz_lower(net, x)
+    assert 0.9 * exact <= observed <= exact * (1 + 1e-12)
+    assert observed <= lipschitz_bound(net, (1, 6, 6)).total
+
+
+def test_observing_images_leaves_no_gradients_behind():
+    net = image_net()
+    lipschitz_lower(net, torch.randn(2, 1, 6, 6, dtype=torch.float64))
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(("size", "dilation"), [(2, 1), (3, 1), (3, 2), (5, 1), (7, 1)])
+def test_large_images_take_a_coarse_grid_that_still_bounds(size, dilation, monkeypatch):
+    kernel = torch.randn(3, 2, size, size, dtype=torch.float64)
+    coarse = conv2d_spectral_norm(kernel, (300, 90), (dilation, dilation))
+    monkeypatch.setattr("tautnet.functional.operator_norm._MOST_FREQUENCIES", 10_000)
+    fine = conv2d_spectral_norm(kernel, (300, 90), (dilation, dilation))
+    assert fine <= coarse <= 1.03 * fine
+
+
+def test_the_allowance_between_frequencies_is_needed_and_exact(monkeypatch):
+    """|1 - e^{2iw}| = 2 |sin w| peaks at pi / 2, midway between two points of a grid of 10."""
+    monkeypatch.setattr("tautnet.functional.operator_norm._MOST_FREQUENCIES", 10)
+    kernel = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64).view(1, 1, 1, 3)
+    assert conv2d_spectral_norm(kernel, (1, 1000)) == pytest.approx(2, rel=1e-9)

@@ -77,9 +77,14 @@ class LipschitzMonitor(pl.Callback):
 
     def _look(self, model: pl.LightningModule) -> None:
         assert isinstance(model, AbstractModel)
-        report = lipschitz_bound(model.net, model.input_shape)
+        by_shape: dict[torch.Size, list[Tensor]] = {}  # images to be denoised come in several sizes
+        for x in self._samples:
+            by_shape.setdefault(x.shape[1:], []).append(x)
+        reports = [lipschitz_bound(model.net, shape) for shape in by_shape]
+        report = max(reports, key=lambda report: report.log_total)
+        lower = max(lipschitz_lower(model.net, torch.cat(group)) for group in by_shape.values())
         model.log(logkeys.LIPSCHITZ_BOUND, _rounded_up(report.total))
-        model.log(logkeys.LIPSCHITZ_LOWER, lipschitz_lower(model.net, torch.cat(self._samples)))
+        model.log(logkeys.LIPSCHITZ_LOWER, lower)
         for layer in report.layers if self.per_layer else ():
             if layer.value != 1.0 and isfinite(layer.value):  # flatten, identity and the like say nothing
                 model.log(logkeys.layer_bound(layer.path), layer.value)
