@@ -94,7 +94,7 @@ def image_columns(features: Mapping[str, Any] | None, path: str, label: str | No
         ValueError: there is no image column, or no single candidate for the classes.
     """
     kinds = {name: type(feature).__name__ for name, feature in (features or {}).items()}
-    images = [name for name, kind in kinds.items() if kind == "Image"]
+    images = [name for name, feature in (features or {}).items() if _is_image(feature)]
     if not images:
         raise ValueError(f"path={path}: no image column; it has {', '.join(kinds) or 'no known columns'}")
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
@@ -108,6 +108,11 @@ def image_columns(features: Mapping[str, Any] | None, path: str, label: str | No
         raise ValueError(f"{wanted}: name the column of the classes by data.label; there are {', '.join(kinds)}")
     assert features is not None
     return ImageColumns(images[0], labels[0], getattr(features[labels[0]], "num_classes", None))
+
+
+def _is_image(feature: Any) -> bool:
+    """Declared as an image, or stored like one: a structure with the bytes of a file."""
+    return type(feature).__name__ == "Image" or (isinstance(feature, dict) and "bytes" in feature)
 
 
 def test_name(parts: Mapping[str, Any]) -> str | None:

@@ -39,6 +39,7 @@ class ImageStream(AbstractData):
         seed: of order and augmentation.
         shuffle: False keeps the stored order.
         shuffle_buffer: samples that are shuffled among each other, at least 1.
+        shuffle_shards: shards that the buffer is filled from at a time; each may take memory of its size.
         num_workers: processes that read and decode, 0 for none; no more than shards are used.
         augmentation: of the training images; None for none.
 
@@ -63,6 +64,7 @@ class ImageStream(AbstractData):
         seed: int = 0,
         shuffle: bool = True,
         shuffle_buffer: int = 2048,
+        shuffle_shards: int = 1,
         num_workers: int = 0,
         augmentation: Augmentation | None = None,
     ) -> None:
@@ -71,12 +73,13 @@ class ImageStream(AbstractData):
             ("image_size", image_size, 1),
             ("batch_size", batch_size, 1),
             ("shuffle_buffer", shuffle_buffer, 1),
+            ("shuffle_shards", shuffle_shards, 1),
             ("num_workers", num_workers, 0),
         ):
             if value < least:
                 raise ValueError(f"{name}={value}: an integer of at least {least}")
         self.path, self.batch_size, self.seed = path, batch_size, seed
-        self.shuffle, self.shuffle_buffer = shuffle, shuffle_buffer
+        self.shuffle, self.shuffle_buffer, self.shuffle_shards = shuffle, shuffle_buffer, shuffle_shards
         self.augmentation = augmentation or Augmentation()
         self._position = StreamPosition()
         try:
@@ -130,7 +133,9 @@ class ImageStream(AbstractData):
             raise ValueError(f"batch_size={self.batch_size}: a multiple of the {world_size} processes that share it")
         rows = self._train
         if self.shuffle:
-            rows = rows.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
+            rows = rows.shuffle(
+                seed=self.seed, buffer_size=self.shuffle_buffer, max_buffer_input_shards=self.shuffle_shards
+            )
         return StreamLoader(
             _share(rows, rank, world_size),
             self.settings,
