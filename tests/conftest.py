@@ -16,6 +16,10 @@ from tautnet.config import plain
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 
+# Before the caches below are moved: a font cache of its own would cost every process of the tests seconds.
+os.environ.setdefault("MPLCONFIGDIR", str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matplotlib"))
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the package datasets is imported: no test uses the network
+
 
 def options(group: str) -> list[str]:
     """The options of a config group, as Hydra finds them."""
@@ -43,6 +47,16 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., in
         return left.value.code
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is found in, or left in, the caches of the user or of another test."""
+    folder = str(tmp_path_factory.mktemp("cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", folder)
+    monkeypatch.setenv("HF_DATASETS_CACHE", folder)
+    if "datasets" in sys.modules:  # it read the environment when it was imported
+        monkeypatch.setattr(sys.modules["datasets"].config, "HF_DATASETS_CACHE", folder)
 
 
 @pytest.fixture(autouse=True)

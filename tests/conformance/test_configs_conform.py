@@ -6,12 +6,13 @@ from itertools import product
 import pytest
 import torch
 from conftest import CONF, options
+from data_settings import small_files
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
 from tautnet.command_line import register_schema
-from tautnet.config import build, plain
+from tautnet.config import build, locate, plain
 from tautnet.lipschitz import lipschitz_bound, rules
 from tautnet.models import AbstractModel
 from tautnet.models.base import build_net
@@ -104,8 +105,11 @@ def test_every_model_builds_and_is_bounded(model):
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_every_experiment_builds(settings, experiment):
-    composed = settings(f"experiment={experiment}")
+def test_every_experiment_builds(settings, experiment, tmp_path):
+    overrides = [f"experiment={experiment}"]
+    if settings(*overrides)["data"]["_target_"] == "tautnet.data.images.Images":
+        overrides += small_files("cifar10", tmp_path)
+    composed = settings(*overrides)
     data = build(composed["data"], "data")
     spec = composed | {"input_shape": list(data.input_shape), "num_outputs": data.num_outputs}
     assert isinstance(build({"_target_": composed["model"]["_target_"]}, "model", config=spec), AbstractModel)
@@ -119,14 +123,27 @@ def test_overlays_compose(settings, option):
 
 
 @pytest.mark.parametrize("data", options("data"))
-def test_data_sets_give_batches_of_the_stated_shape(settings, data):
-    module = build(settings(f"data={data}")["data"], "data")
+def test_data_sets_give_batches_of_the_stated_shape_for_their_model(settings, data, tmp_path):
+    composed = settings(f"data={data}", *small_files(data, tmp_path))
+    module = build(composed["data"], "data")
+    task = module.task
+    assert locate(composed["model"]["_target_"], "model").task == task
+    assert composed["metric"] == {"classification": "acc", "regression": "r2", "denoising": "psnr"}[task]
     for loader in (module.train_dataloader(), module.val_dataloader(), module.test_dataloader()):
         x, y = next(iter(loader))
-        assert x.shape[1:] == module.input_shape
         assert x.dtype == torch.float32
-        assert y.min() >= 0
-        assert y.max() < module.num_outputs
+        if task == "denoising":  # images of any size to evaluate
+            assert y.shape == x.shape
+            assert x.shape[1] == module.input_shape[0] == module.num_outputs
+            continue
+        assert x.shape[1:] == module.input_shape
+        if task == "classification":
+            assert y.shape == (len(x),)
+            assert y.min() >= 0
+            assert y.max() < module.num_outputs
+        else:
+            assert y.shape == (len(x), module.num_outputs)
+            assert y.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("optimizer", "scheduler"), list(product(options("optimizer"), options("scheduler"))))

@@ -10,10 +10,19 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from data_settings import small_files
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^(python train\.py.*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
-TRAINING = [c for c in COMMANDS if "ckpt" not in c and "--help" not in c and "run=" not in c]
+ON_FILES = [c for c in COMMANDS if "<" in c and "ckpt" not in c]
+TRAINING = [c for c in COMMANDS if "ckpt" not in c and "--help" not in c and c not in ON_FILES]
+# A command on files that names the left is tried with fewer channels.
+SMALLER = {
+    "resnet20": ["model.net.width=4"],
+    "resnet32": ["model.net.width=4"],
+    "fast94": ["model.net.width=4"],
+    "dncnn": ["model.net.depth=4", "model.net.width=4"],
+}
 CONTINUING = [c for c in COMMANDS if "ckpt" in c]
 
 
@@ -34,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_commands_were_found():
     assert len(TRAINING) >= 5
+    assert len(ON_FILES) >= 12
     assert len(CONTINUING) == 2
     assert "python -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python train.py" in README
     assert "python -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest" in README
@@ -47,6 +57,19 @@ def test_training_commands(line, folder):
     assert "Traceback" not in done.stderr
     jobs = 12 if "-m" in shlex.split(line) else 1
     assert len(set(folder.rglob("result.json")) - before) == jobs
+
+
+@pytest.mark.parametrize("line", ON_FILES)
+def test_commands_on_files(line, command, tmp_path):
+    """On small files in the true format, inside this process; every named folder, file and column is replaced."""
+    given = [argument for argument in shlex.split(line)[2:] if "<" not in argument]
+    data = next((argument.removeprefix("data=") for argument in given if argument.startswith("data=")), "cifar10")
+    run = tmp_path / "run"
+    small = next((settings for name, settings in SMALLER.items() if name in line), [])
+    quick = ["debug=fast", "callbacks=checkpoints", *small]
+    assert command(*given, *small_files(data, tmp_path), *quick, f"hydra.run.dir={run}") == 0
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert {"test/acc", "test/r2", "test/psnr"} & metrics.keys()
 
 
 @pytest.mark.parametrize("line", CONTINUING)

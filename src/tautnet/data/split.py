@@ -25,11 +25,18 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
 
 
 def hold_out(indices: Indices, classes: Array | None, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """The rest and the part of ``fraction``; with ``classes``, of all samples, each class is divided alike."""
+    """The rest and the part of ``fraction``; with ``classes``, of all samples, each class is divided alike.
+
+    Raises:
+        ValueError: a part too small to hold every class.
+    """
     from sklearn.model_selection import train_test_split  # slow to import: bad arguments are answered before
 
     strata = None if classes is None else classes[indices]
-    rest, part = train_test_split(indices, test_size=fraction, stratify=strata, random_state=seed)
+    try:
+        rest, part = train_test_split(indices, test_size=fraction, stratify=strata, random_state=seed)
+    except ValueError as error:
+        raise ValueError(f"{fraction:.3g} of {len(indices)} samples cannot be held out: {error}") from error
     return rest, part
 
 
