@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 
 # Before the caches below are moved: a font cache of its own would cost every process of the tests seconds.
-os.environ.setdefault("MPLCONFIGDIR", str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matplotlib"))
+_CACHES = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+os.environ.setdefault("MPLCONFIGDIR", str(_CACHES / "matplotlib"))
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the package datasets is imported: no test uses the network
 
 

@@ -1,4 +1,4 @@
-"""Loader order, Digits and Area."""
+"""Digits and Area."""
 
 from math import pi
 
@@ -9,71 +9,6 @@ from sklearn.datasets import load_digits
 
 from tautnet.data.area import Area, inside
 from tautnet.data.digits import Digits
-from tautnet.data.loader import TensorLoader
-
-# --- TensorLoader -----------------------------------------------------------------------------------------------------
-
-
-def loader(num_samples=10, batch_size=3, *, seed=0, shuffle=True, drop_last=False):
-    index = torch.arange(num_samples)
-    return TensorLoader(index.view(-1, 1).float(), index, batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last)
-
-
-def order(data_loader, epoch=0):
-    data_loader.sampler.set_epoch(epoch)
-    return torch.cat([targets for _, targets in data_loader]).tolist()
-
-
-def test_order_is_a_function_of_seed_and_epoch():
-    shared = loader(100, seed=3)
-    orders = {epoch: order(shared, epoch) for epoch in (0, 1, 2)}
-    torch.manual_seed(99)
-    torch.rand(7)
-    assert order(shared, 1) == order(loader(100, seed=3), 1) == orders[1]
-    assert len({tuple(o) for o in orders.values()}) == 3
-    assert order(loader(100, seed=4), 1) != orders[1]
-
-
-def test_neighbouring_seeds_do_not_share_their_epochs():
-    orders = [tuple(order(loader(100, seed=seed), epoch)) for seed in range(4) for epoch in range(4)]
-    assert len(set(orders)) == 16
-
-
-def test_iterating_does_not_touch_the_global_random_state():
-    before = torch.get_rng_state()
-    order(loader())
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_batches_cover_the_data_once_and_keep_pairs_together(shuffle):
-    batches = list(loader(10, 3, shuffle=shuffle))
-    assert [len(targets) for _, targets in batches] == [3, 3, 3, 1]
-    assert sorted(torch.cat([targets for _, targets in batches]).tolist()) == list(range(10))
-    assert all(torch.equal(inputs[:, 0].long(), targets) for inputs, targets in batches)
-
-
-def test_without_shuffling_the_order_is_the_given_one_in_every_epoch():
-    data_loader = loader(shuffle=False)
-    assert order(data_loader, 0) == order(data_loader, 5) == list(range(10))
-
-
-@pytest.mark.parametrize(
-    ("num_samples", "batch_size", "drop_last", "sizes"),
-    [
-        (10, 3, True, [3, 3, 3]),
-        (9, 3, True, [3, 3, 3]),
-        (9, 3, False, [3, 3, 3]),
-        (2, 3, True, []),
-        (2, 3, False, [2]),
-        (0, 3, False, []),
-    ],
-)
-def test_length_is_the_number_of_batches(num_samples, batch_size, drop_last, sizes):
-    data_loader = loader(num_samples, batch_size, drop_last=drop_last)
-    assert [len(targets) for _, targets in data_loader] == sizes
-    assert len(data_loader) == len(sizes)
-
 
 # --- Digits -----------------------------------------------------------------------------------------------------------
 
@@ -84,7 +19,7 @@ def digits():
 
 
 def parts(data):
-    return data.splits.train, data.splits.val, data.splits.test
+    return [(part.inputs, part.targets) for part in (data.splits.train, data.splits.val, data.splits.test)]
 
 
 def test_digits_sizes_types_and_shapes(digits):
@@ -110,7 +45,7 @@ def test_digits_parts_are_disjoint_and_together_the_whole_set(digits):
 
 def restored_statistics(data, images):
     """Mean and deviation of the pixels before standardisation, from the smallest and largest pixel, 0 and 16."""
-    lowest, highest = (float(value) for value in data.splits.train[0].aminmax())
+    lowest, highest = (float(value) for value in data.splits.train.inputs.aminmax())
     deviation = (images.max() - images.min()) / (highest - lowest)
     return images.min() - lowest * deviation, deviation
 
@@ -130,8 +65,8 @@ def test_digits_are_standardised_by_the_training_part_alone(digits):
 
 
 def test_digits_split_depends_on_the_split_seed_and_not_on_the_order_seed(digits):
-    assert torch.equal(Digits(seed=5).splits.test[0], digits.splits.test[0])
-    assert not torch.equal(Digits(split_seed=5).splits.test[0], digits.splits.test[0])
+    assert torch.equal(Digits(seed=5).splits.test.inputs, digits.splits.test.inputs)
+    assert not torch.equal(Digits(split_seed=5).splits.test.inputs, digits.splits.test.inputs)
 
 
 @pytest.mark.parametrize(("val", "test"), [(0.01, 0.01), (0.01, 0.98), (0.98, 0.01), (0.3, 0.5)])
@@ -219,7 +154,7 @@ def test_area_points_fill_the_square():
 
 
 def test_area_test_grid_is_200_by_200_cell_centres():
-    x = Area().splits.test[0].double()
+    x = Area().splits.test.inputs.double()
     axis = torch.linspace(-0.995, 0.995, 200, dtype=torch.float64)
     assert (axis[1] - axis[0]).item() == pytest.approx(0.01)
     torch.testing.assert_close(x.view(200, 200, 2)[:, :, 0], axis.view(-1, 1).expand(200, 200), rtol=0, atol=1e-6)
@@ -228,16 +163,16 @@ def test_area_test_grid_is_200_by_200_cell_centres():
 
 def test_area_points_depend_on_the_sample_seed_and_not_on_the_order_seed():
     base = Area()
-    assert torch.equal(Area(seed=5).splits.train[0], base.splits.train[0])
-    assert not torch.equal(Area(sample_seed=5).splits.train[0], base.splits.train[0])
-    assert not torch.equal(base.splits.train[0], base.splits.val[0])
+    assert torch.equal(Area(seed=5).splits.train.inputs, base.splits.train.inputs)
+    assert not torch.equal(Area(sample_seed=5).splits.train.inputs, base.splits.train.inputs)
+    assert not torch.equal(base.splits.train.inputs, base.splits.val.inputs)
 
 
 def test_training_order_depends_on_the_seed():
     first, again, other = (next(iter(Area(seed=seed).train_dataloader()))[0] for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert torch.equal(next(iter(Area(shuffle=False).train_dataloader()))[0], Area().splits.train[0][:10])
+    assert torch.equal(next(iter(Area(shuffle=False).train_dataloader()))[0], Area().splits.train.inputs[:10])
 
 
 @pytest.mark.parametrize(

@@ -91,8 +91,9 @@ class DecodedChunks(IterableDataset[Chunk]):
 class StreamLoader:
     """Batches from a stream of shards, augmented as a whole on the training device.
 
-    Shards are shared among processes and workers, so that each sample is read once. A run continued inside an epoch
-    passes over what was used, undecoded, and goes on with the same batches if the number of workers is the same.
+    Shards are shared among processes and workers, so that each sample is read once; a process whose shards end before
+    ``num_batches`` begins with them again, since all processes need equally many batches. A run continued inside an
+    epoch passes over what was used, undecoded, and goes on with the same batches if the number of workers is the same.
 
     Args:
         rows: an iterable set of the ``datasets`` package with undecoded images, for this process alone.
@@ -149,12 +150,19 @@ class StreamLoader:
         if position.epoch != self.epoch:
             vars(position).update(vars(StreamPosition(self.epoch)))
         position.chunks = position.chunks or [0] * max(1, self.num_workers)
-        for x, y in self._raw_batches(position):
-            if position.batches == self.num_batches:
+        while position.batches != self.num_batches:
+            before = position.batches
+            for x, y in self._raw_batches(position):
+                rng = np.random.default_rng((*self.seed, self.epoch, position.batches))
+                position.batches += 1
+                yield self._augmented(x.to(self.device), y.to(self.device), rng)
+                if position.batches == self.num_batches:
+                    return
+            if self.num_batches is None:
                 return
-            rng = np.random.default_rng((*self.seed, self.epoch, position.batches))
-            position.batches += 1
-            yield self._augmented(x.to(self.device), y.to(self.device), rng)
+            if position.batches == before:
+                raise ValueError(f"{self.settings.source}: fewer samples for this process than one batch")
+            position.chunks, position.turn, position.used = [0] * len(position.chunks), 0, 0
 
     def _raw_batches(self, position: StreamPosition) -> Iterator[Batch]:
         """Batches cut from the chunks; whenever one is handed out, ``position`` says what is used up."""
@@ -178,7 +186,9 @@ class StreamLoader:
 
     def _chunks(self, position: StreamPosition) -> Iterator[Chunk]:
         chunks = DecodedChunks(self.rows, self.settings, position)
-        return iter(DataLoader(chunks, batch_size=None, num_workers=self.num_workers))
+        # A generator of its own: the loader would draw a seed for its workers from the global random state.
+        loader = DataLoader(chunks, batch_size=None, num_workers=self.num_workers, generator=torch.Generator())
+        return iter(loader)
 
     def _augmented(self, x: Tensor, y: Tensor, rng: np.random.Generator) -> Batch:
         samples = ImageSamples.padded(x, y, self.settings.num_classes, self.colours, self.augmentation)
