@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests: more threads than cores slow both down badly
+import torch  # reads the number of threads when it is imported
 from hydra import compose, initialize_config_dir
 
 from tautnet.command_line import register_schema
