@@ -162,12 +162,15 @@ def decoded(encoded: Sequence[bytes], source: str, image_size: int | None, chann
         raise ValueError(f"{error}; image_size makes them equal") from error
 
 
-def class_numbers(labels: Sequence[int | None], source: str) -> Tensor:
+def class_numbers(labels: Sequence[int | None], source: str, num_classes: int | None = None) -> Tensor:
     """(N,) int64.
 
     Raises:
-        ValueError: a sample without a class.
+        ValueError: a sample without a class, or with one that is not below ``num_classes``.
     """
     if any(label is None or label < 0 for label in labels):
         raise ValueError(f"{source}: a sample has no class; only parts with classes can be used")
-    return torch.tensor(labels, dtype=torch.int64)
+    numbers = torch.tensor(labels, dtype=torch.int64)
+    if num_classes is not None and numbers.max() >= num_classes:
+        raise ValueError(f"{source}: class {int(numbers.max())}, expected 0 to {num_classes - 1}")
+    return numbers

@@ -8,6 +8,7 @@ import torch
 
 from tautnet.data.base import AbstractTensorData, Splits
 from tautnet.data.loader import TensorSamples
+from tautnet.data.split import drawn_splits
 
 
 class Spirals(AbstractTensorData):
@@ -61,9 +62,7 @@ class Spirals(AbstractTensorData):
 
     def load(self) -> Splits:
         """Draw the points."""
-        generator = torch.Generator().manual_seed(self.sample_seed)
-        counts = (self.num_points, self.num_points // 4, self.num_points // 4)
-        return Splits(*(self._draw(count, generator) for count in counts))
+        return drawn_splits(self.num_points, self.sample_seed, self._draw)
 
     def _draw(self, count: int, generator: torch.Generator) -> TensorSamples:
         radius = torch.rand(count, generator=generator).sqrt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,12 @@ def three_parts(
     rest, test = hold_out(np.arange(num_samples), classes, test_fraction, seed)
     train, val = hold_out(rest, classes, val_fraction / (1 - test_fraction), seed)
     return train, val, test
+
+
+def drawn_splits(num_points: int, seed: int, draw: Callable[[int, torch.Generator], TensorSamples]) -> Splits:
+    """``num_points`` to train and a quarter of it each to validate and to test, drawn one after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    return Splits(*(draw(count, generator) for count in (num_points, num_points // 4, num_points // 4)))
 
 
 def table_splits(

@@ -85,7 +85,8 @@ class DecodedChunks(IterableDataset[Chunk]):
         while chunk := list(islice(rows, CHUNK)):
             encoded = [row[columns.image]["bytes"] for row in chunk]
             x = decoded(encoded, settings.source, settings.image_size, len(settings.colours.mean))
-            yield worker, x, class_numbers([row[columns.label] for row in chunk], settings.source)
+            labels = [row[columns.label] for row in chunk]
+            yield worker, x, class_numbers(labels, settings.source, settings.num_classes)
 
 
 class StreamLoader:

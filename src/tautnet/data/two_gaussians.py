@@ -8,6 +8,7 @@ import torch
 
 from tautnet.data.base import AbstractTensorData, Splits
 from tautnet.data.loader import TensorSamples
+from tautnet.data.split import drawn_splits
 
 
 class TwoGaussians(AbstractTensorData):
@@ -64,9 +65,7 @@ class TwoGaussians(AbstractTensorData):
 
     def load(self) -> Splits:
         """Draw the points."""
-        generator = torch.Generator().manual_seed(self.sample_seed)
-        counts = (self.num_points, self.num_points // 4, self.num_points // 4)
-        return Splits(*(self._draw(count, generator) for count in counts))
+        return drawn_splits(self.num_points, self.sample_seed, self._draw)
 
     def _draw(self, count: int, generator: torch.Generator) -> TensorSamples:
         classes = (torch.rand(count, generator=generator) >= self.prior).long()
