@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -38,8 +40,28 @@ STREAM_BYTES = 2**30
 STREAM_CAP = 320 * 2**20  # private memory that streaming may add to what is there before
 
 
-class PerSample(Dataset[tuple[Tensor, Tensor]]):
-    """The usual way: one Python call a sample."""
+class PerImage(Dataset[tuple[Tensor, Tensor]]):
+    """The usual way: one Python call a sample, on Pillow images up to the conversion into a tensor."""
+
+    def __init__(self, images: Tensor, classes: Tensor, colours: Colours) -> None:
+        self.images, self.classes = images.movedim(1, 3).contiguous().numpy(), classes
+        self.mean, self.deviation = (v.float().view(-1, 1, 1) / 255 for v in (colours.mean, colours.deviation))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        padded = ImageOps.expand(Image.fromarray(self.images[index]), border=4)
+        top, left = int(torch.randint(0, 9, ())), int(torch.randint(0, 9, ()))
+        image = padded.crop((left, top, left + 32, top + 32))
+        if torch.rand(()) < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
+        return x.sub_(self.mean).div_(self.deviation), self.classes[index]
+
+
+class PerTensor(Dataset[tuple[Tensor, Tensor]]):
+    """The same with tensors throughout."""
 
     def __init__(self, images: Tensor, classes: Tensor, colours: Colours) -> None:
         self.images, self.classes = images, classes
@@ -89,11 +111,13 @@ def compare_loaders(images: Tensor, classes: Tensor, device: torch.device) -> No
     """Batches on the device, whole batches against single samples."""
     colours = Colours.of(images)
     whole = ImageSamples.padded(images, classes, 10, colours, AUGMENTATION).to(device)
-    single = PerSample(images, classes, colours)
+    image, tensor = PerImage(images, classes, colours), PerTensor(images, classes, colours)
     ways: dict[str, tuple[Callable[[], Iterable[tuple[Tensor, Tensor]]], int]] = {
         "whole batches": (lambda: TensorLoader(whole, BATCH, shuffle=True, drop_last=True), 40_000),
-        "per sample, no worker": (lambda: DataLoader(single, BATCH, shuffle=True), 6_000),
-        "per sample, 2 workers": (lambda: DataLoader(single, BATCH, shuffle=True, num_workers=2), 12_000),
+        "Pillow images one by one, no worker": (lambda: DataLoader(image, BATCH, shuffle=True), 4_000),
+        "Pillow images one by one, 2 workers": (lambda: DataLoader(image, BATCH, shuffle=True, num_workers=2), 8_000),
+        "tensors one by one, no worker": (lambda: DataLoader(tensor, BATCH, shuffle=True), 6_000),
+        "tensors one by one, 2 workers": (lambda: DataLoader(tensor, BATCH, shuffle=True, num_workers=2), 12_000),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(5):

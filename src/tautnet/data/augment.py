@@ -99,9 +99,10 @@ def windows(padded_NCHW: Tensor, index_B: Tensor, top_B: Tensor, left_B: Tensor,
     height, width = size
     flat = padded_NCHW.view(-1)
     pieces = flat.as_strided((flat.numel() - width + 1, width), (1, 1))  # every run of ``width`` pixels
-    rows = (top_B.view(-1, 1) + torch.arange(height, device=flat.device)) * W + left_B.view(-1, 1)  # (B, height)
-    images = index_B.view(-1, 1) * C + torch.arange(C, device=flat.device)  # (B, C)
-    starts = images.unsqueeze(2) * (H * W) + rows.unsqueeze(1)
+    corner_B = (index_B * (C * H) + top_B) * W + left_B
+    channel, row = (torch.arange(count, device=flat.device) for count in (C, height))
+    rows = (channel.view(-1, 1) * (H * W) + row * W).flatten()  # from the corner of a window
+    starts = corner_B.view(-1, 1) + rows
     return pieces.index_select(0, starts.flatten()).view(-1, C, height, width)
 
 
