@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tautnet import logkeys
 from tautnet.config import ConfigError, build, locate, plain
+from tautnet.factories import DataError
 from tautnet.optim.settings import role_settings
 from tautnet.optim.steps import check_steps
 from tautnet.resume import continued, override_name
@@ -41,8 +44,9 @@ def run(config: DictConfig) -> float | None:
     try:
         job = _prepare(config)
     except BaseException:
-        if run_dir.is_dir() and not any(run_dir.iterdir()):
-            run_dir.rmdir()  # Hydra made it
+        log = run_dir / f"{HydraConfig.get().job.name}.log"
+        if run_dir.is_dir() and set(run_dir.iterdir()) <= {log}:
+            shutil.rmtree(run_dir)  # Hydra made it
         raise
     return _execute(*job, run_dir)
 
@@ -185,7 +189,8 @@ def _execute(
         metrics |= _numbers(trainer)
         weights = None  # the final weights are tested: schedules end there, and nothing is selected by chance
     if "test" in settings["run"]:
-        trainer.test(model, data, ckpt_path=weights, verbose=False)
+        with _data_errors():
+            trainer.test(model, data, ckpt_path=weights, verbose=False)
         metrics |= _numbers(trainer)
     if trainer.is_global_zero:
         from tautnet.results import write_down
@@ -199,13 +204,23 @@ def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataM
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     try:
-        trainer.fit(model, data, ckpt_path=ckpt)
+        with _data_errors():
+            trainer.fit(model, data, ckpt_path=ckpt)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
     except SystemExit:
         if trainer.received_sigterm:
             raise SystemExit(143) from None
         raise KeyboardInterrupt("the epochs that ended are in checkpoints/last.ckpt of the run directory") from None
+
+
+@contextmanager
+def _data_errors() -> Iterator[None]:
+    """A sample that turns out bad ends the job in one line, also when a worker process has read it."""
+    try:
+        yield
+    except DataError as error:
+        raise ConfigError(f"data: {str(error).splitlines()[-1].partition('DataError: ')[2] or error}") from error
 
 
 def _objective(settings: dict[str, Any], metrics: Mapping[str, float]) -> float | None:

@@ -57,10 +57,12 @@ def command_line(main: Callable[[], Any]) -> int:
     """
     register_schema()
     if os.environ.get(TRACEBACK_SWITCH) == "1":
+        sys.argv[1:] = _with_checkpoint(sys.argv[1:])
         main()
         return 0
     os.environ[TRACEBACK_SWITCH] = "1"  # Hydra hands exceptions on only under its own switch
     try:
+        sys.argv[1:] = _with_checkpoint(sys.argv[1:])
         main()
     except KeyboardInterrupt as error:
         sys.stderr.write(f"interrupted{f'; {error}' if str(error) else ''}\n")
@@ -77,6 +79,17 @@ def command_line(main: Callable[[], Any]) -> int:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 2
     return 0
+
+
+def _with_checkpoint(arguments: list[str]) -> list[str]:
+    """In front of the overrides those of the checkpoint that ``ckpt`` names: the others may be keys of its groups."""
+    named = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("ckpt=")]
+    if len(named) != 1 or named[0] == "null" or {"-m", "--multirun"} & set(arguments):
+        return arguments
+    from tautnet.resume import saved_overrides  # imports torch
+
+    first = next(index for index, argument in enumerate(arguments) if not argument.startswith("-"))
+    return [*arguments[:first], *saved_overrides(named[0], arguments[first:]), *arguments[first:]]
 
 
 def _from_hydra(error: Exception) -> bool:

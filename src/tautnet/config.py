@@ -124,7 +124,7 @@ def _call(target: Callable[..., Any], key: str, entries: Mapping[str, Any], /, *
         return target(*args, **entries)
     except ConfigError:
         raise
-    except (ValueError, TypeError, IndexError, OverflowError, RuntimeError) as error:
+    except (ValueError, TypeError, IndexError, OverflowError, RuntimeError, MemoryError) as error:
         named = str(error).partition("=")[0] in entries  # our own messages begin with "argument=value: "
         raise ConfigError(f"{key}{'.' if named else ': '}{error}") from error
 

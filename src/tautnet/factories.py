@@ -22,6 +22,10 @@ Role = Literal["weight", "bias", "norm", "activation", "regularizer"]
 ROLES: tuple[Role, ...] = ("weight", "bias", "norm", "activation", "regularizer")
 
 
+class DataError(ValueError):
+    """A sample that cannot be used, found when it was read; the message names its source."""
+
+
 class RoleOwner:
     """A module that states the role of each of its own parameters (not of its children's)."""
 

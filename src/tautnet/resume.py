@@ -15,6 +15,7 @@ from tautnet.config import ConfigError, plain
 # What a trained model depends on; with ``ckpt`` these must be as they were.
 _BUILDING = ("model", "activation", "norm")
 _TRAINING = (*_BUILDING, "optimizer", "scheduler", "regularizer", "seed")
+_SPLIT = ("split_seed", "val_fraction", "test_fraction", "num_val")  # who validates and tests
 _CARRIED_OVER = (*_TRAINING, "data", "trainer", "experiment", "debug")
 
 # What training depends on among the callbacks: that weights are averaged, and plain values that say how.
@@ -35,18 +36,39 @@ def continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str,
     """
     path = settings["ckpt"]
     saved, finished_epochs = _saved_settings(path)
-    named = {override_name(override) for override in overrides}
-    kept = [o for o in saved["overrides"] if _carried_over(o) and not _replaced(override_name(o), named)]
+    kept = _kept(saved["overrides"], overrides)
     settings = plain(compose("train", overrides=kept + overrides))
     for key in _TRAINING if "fit" in settings["run"] else _BUILDING:
         difference = _difference(saved[key], settings[key], key)
         if difference is not None:
             raise ConfigError(f"{difference[0]}={difference[2]}: {path} was trained with {difference[1]}")
+    for name in _SPLIT if "fit" in settings["run"] else ():
+        before, now = (data.get(name) for data in (saved["data"], settings["data"]))
+        if None not in (before, now) and before != now:
+            raise ConfigError(f"data.{name}={now}: {path} was trained with {before}, another part would validate")
     epochs = settings["trainer"].get("max_epochs")
     if "fit" in settings["run"] and isinstance(epochs, int) and epochs <= finished_epochs:
         raise ConfigError(f"trainer.max_epochs={epochs}: {path} has finished {finished_epochs}; name more")
     settings["trained_on"] = {key: saved[key] for key in ("input_shape", "num_outputs")}
     return settings, kept + overrides
+
+
+def saved_overrides(path: str, overrides: list[str]) -> list[str]:
+    """Those overrides of a checkpoint's run that a run with further ``overrides`` takes over.
+
+    Raises:
+        ConfigError: the file is no checkpoint.
+    """
+    return _kept(_saved_settings(path)[0]["overrides"], overrides)
+
+
+def _kept(saved: list[str], overrides: list[str]) -> list[str]:
+    # A group that is named again as it was keeps what was set inside it.
+    changed = {
+        override_name(override) for override in overrides if "." in override_name(override) or override not in saved
+    }
+    repeated = set(overrides)
+    return [o for o in saved if _carried_over(o) and o not in repeated and not _replaced(override_name(o), changed)]
 
 
 def _carried_over(override: str) -> bool:
@@ -89,7 +111,7 @@ def _saved_settings(path: str) -> tuple[dict[str, Any], int]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         saved = checkpoint["hyper_parameters"]["config"]
-        saved = {key: saved[key] for key in (*_TRAINING, "overrides", "input_shape", "num_outputs")}
+        saved = {key: saved[key] for key in (*_TRAINING, "data", "overrides", "input_shape", "num_outputs")}
         finished = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
         if not all(isinstance(override, str) for override in saved["overrides"]) or not checkpoint["state_dict"]:
             raise TypeError("overrides or weights of another kind")

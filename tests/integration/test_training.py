@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from data_files import write_mnist
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tautnet.config import build
@@ -119,6 +121,30 @@ def test_a_run_is_never_overwritten(main_job, command, capsys):
     assert command(*QUIET, "debug=fast", f"hydra.run.dir={main_job}") == 2
     assert "holds a run already" in capsys.readouterr().err
     assert (main_job / "result.json").read_bytes() == before
+
+
+def test_a_run_is_continued_with_its_data_elsewhere(command, tmp_path):
+    """Its own settings of the data stay, also when the set is named again; what the command line names changes."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    write_mnist(here, 120, 20)
+    quick = ("debug=fast", "callbacks=checkpoints", "model.net.widths=[4]", "activation=relu")
+    run = tmp_path / "run"
+    own = ("data=mnist", f"data.root={here}", "data.batch_size=16", "data.augmentation.crop=1")
+    assert command(*QUIET, *quick, *own, f"hydra.run.dir={run}") == 0
+    here.rename(there)
+    ckpt = (f"ckpt={run / 'checkpoints' / 'last.ckpt'}", "trainer.max_epochs=2", f"data.root={there}")
+    for again in ((), ("data=mnist",)):
+        folder = tmp_path / f"again{len(again)}"
+        assert command(*ckpt, *again, f"hydra.run.dir={folder}") == 0
+        data = OmegaConf.load(folder / "config.yaml")["data"]
+        assert (data["root"], data["batch_size"], data["augmentation"]["crop"]) == (str(there), 16, 1)
+
+
+def test_a_continued_run_keeps_what_it_holds_out(main_job, command, tmp_path, capsys):
+    ckpt = f"ckpt={main_job / 'checkpoints' / 'last.ckpt'}"
+    assert command(*QUIET, ckpt, "data.split_seed=1", f"hydra.run.dir={tmp_path / 'other'}") == 2
+    assert "data.split_seed=1: " in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("settings_", [("norm=unitize",), ("norm=batch", "optimizer=sgd", "optimizer.lr=0.01")])

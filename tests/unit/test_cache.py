@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,19 +69,19 @@ def test_fingerprint_follows_kind_names_size_and_time(tmp_path):
     for file in files:
         file.write_bytes(b"1234")
         os.utime(file, ns=(10**18, 10**18))
-    first = fingerprint("kind", files)
-    assert fingerprint("kind", files[::-1]) == first
-    others = [fingerprint("other", files), fingerprint("kind", files[:1])]
+    first = fingerprint("kind", tmp_path, files)
+    assert fingerprint("kind", tmp_path, files[::-1]) == first
+    others = [fingerprint("other", tmp_path, files), fingerprint("kind", tmp_path, files[:1])]
     os.utime(files[1], ns=(10**18, 10**18 + 1))
-    others.append(fingerprint("kind", files))
+    others.append(fingerprint("kind", tmp_path, files))
     files[1].write_bytes(b"12345")
     os.utime(files[1], ns=(10**18, 10**18))
-    others.append(fingerprint("kind", files))
+    others.append(fingerprint("kind", tmp_path, files))
     files[1].write_bytes(b"1234")
     os.utime(files[1], ns=(10**18, 10**18))
-    assert fingerprint("kind", files) == first
+    assert fingerprint("kind", tmp_path, files) == first
     files[1] = files[1].rename(tmp_path / "c")
-    others.append(fingerprint("kind", files))
+    others.append(fingerprint("kind", tmp_path, files))
     assert len({first, *others}) == 6
 
 
@@ -153,3 +154,36 @@ def test_nothing_is_stored_when_reading_fails():
     with pytest.raises(ValueError, match="no images"):
         cached("key", fail)
     assert stored() == []
+
+
+def linked(folder, **blobs):
+    """A folder of links to files that lie elsewhere."""
+    for name, blob in blobs.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(blob)
+    return folder
+
+
+def test_fingerprint_follows_the_names_of_links_and_where_they_lead(tmp_path):
+    one, two = tmp_path / "1", tmp_path / "2"
+    for blob in (one, two):
+        blob.write_bytes(b"1234")
+        os.utime(blob, ns=(10**18, 10**18))
+    roots = [linked(tmp_path / "x", a=one), linked(tmp_path / "y", a=one), linked(tmp_path / "z", a=two)]
+    named = [fingerprint("kind", root, [root / "a"]) for root in roots]
+    moved = linked(tmp_path / "x", b=one)
+    assert len({*named, fingerprint("kind", moved, [moved / "b"])}) == 4
+
+
+def test_fingerprint_takes_names_that_are_no_text(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
+    path.write_bytes(b"1")
+    assert fingerprint("kind", tmp_path, [path]) != fingerprint("kind", tmp_path, [])
+
+
+def test_stored_tensors_that_do_not_fit_are_read_anew(caplog):
+    reader = Reader()
+    cached("key", reader)
+    assert_equal(cached("key", reader, lambda tensors: False), reader)
+    assert reader.calls == 2
+    assert "damaged" in caplog.text

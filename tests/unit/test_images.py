@@ -165,7 +165,7 @@ def test_without_files_and_network_the_files_are_named(kind, monkeypatch):
         ({"root": None, "format": "folder"}, "root=None: a folder is needed"),
         ({"root": "nowhere/at/all"}, "root=nowhere/at/all: no such file"),
         ({"batch_size": 55}, "batch_size=55: at most the 48 training samples"),
-        ({"val_fraction": 0.05}, "0.05 of 60 samples cannot be held out: "),
+        ({"val_fraction": 0.05}, "val_fraction=0.05: 0.05 of 60 samples cannot be held out: "),
     ],
 )
 def test_bad_arguments_are_named_with_their_value(settings, message, npz):

@@ -28,9 +28,9 @@ ALLOWED = {
     "models": {"config", "factories", "backbones", "optim", "regularizers", "logkeys"},
     "callbacks": {"lipschitz", "splines", "regularizers", "activations", "models", "logkeys"},
     "data": {"factories"},
-    "command_line": {"config"},
+    "command_line": {"config", "resume"},
     "resume": {"config"},
-    "app": {"config", "optim", "logkeys", "resume", "results"},
+    "app": {"config", "factories", "optim", "logkeys", "resume", "results"},
     "results": {"logkeys"},
 }
 KNOW_LIGHTNING = {"models", "callbacks", "data", "app", "results"}

@@ -52,7 +52,7 @@ def test_parts_are_disjoint_together_everything_and_stratified(classes):
 def test_hold_out_takes_its_share_of_the_indices_that_it_gets():
     indices = np.arange(10, 50)
     classes = np.arange(100) % 2
-    rest, part = hold_out(indices, classes, 0.25, 0)
+    rest, part = hold_out(indices, classes, 0.25, 0, "val_fraction=0.25")
     assert (len(rest), len(part)) == (30, 10)
     assert sorted([*rest, *part]) == indices.tolist()
     assert np.bincount(classes[part]).tolist() == [5, 5]
@@ -156,13 +156,13 @@ def test_bad_arguments_are_named_with_their_value(path, settings, message):
 
 def test_a_class_of_two_samples_cannot_be_divided(tmp_path):
     write_csv(tmp_path / "a.csv", {"n": list(range(30)), "y": ["a"] * 2 + ["b"] * 28})
-    with pytest.raises(ValueError, match=r"\Aclass number 0 has fewer than 3 samples"):
+    with pytest.raises(ValueError, match=r"\Atarget=y: a in 2 rows only; "):
         Table(str(tmp_path / "a.csv"), "y", batch_size=4)
 
 
 def test_a_part_that_is_too_small_for_all_classes_is_named(tmp_path):
     write_csv(tmp_path / "a.csv", {"n": list(range(12)), "y": [i % 3 for i in range(12)]})
-    with pytest.raises(ValueError, match=r"\A0\.125 of 9 samples cannot be held out: "):
+    with pytest.raises(ValueError, match=r"\Aval_fraction=0\.1: 0\.125 of 9 samples cannot be held out: "):
         Table(str(tmp_path / "a.csv"), "y", batch_size=4)
 
 

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LARGEST = 1024  # crop or cutout, in pixels
+
 
 @dataclass(frozen=True)
 class Augmentation:
     """What happens to training images; every setting at its default does nothing.
 
     Args:
-        crop: zero pixels put around an image before a window of its own size is cut out at random, >= 0.
+        crop: zero pixels put around an image before a window of its own size is cut out at random, 0 to 1024.
         flip: mirror every second image, left to right.
-        cutout: side of a square of mean colour at a random place, clipped at the border, >= 0 (DeVries, Taylor 2017).
+        cutout: side of a square of mean colour at a random place, clipped at the border, 0 to 1024 (DeVries, Taylor
+            2017).
         mixup: alpha of the Beta(alpha, alpha) share of another image and its label, 0 for none (Zhang et al. 2018).
         cutmix: alpha of the Beta(alpha, alpha) share of the area that another image fills with a box, 0 for none (Yun
             et al. 2019). With mixup too, each image gets one of the two at random.
@@ -42,6 +45,9 @@ class Augmentation:
             value = getattr(self, field.name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{field.name}={value}: a finite number of at least 0")
+        for name, value in (("crop", self.crop), ("cutout", self.cutout)):
+            if value > LARGEST:
+                raise ValueError(f"{name}={value}: at most {LARGEST}")
         if self.label_smoothing >= 1:
             raise ValueError(f"label_smoothing={self.label_smoothing}: from 0 to below 1")
 

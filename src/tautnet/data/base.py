@@ -42,6 +42,12 @@ class AbstractData(pl.LightningDataModule, ABC):
         """Classes, target values or image channels: the width of a network's output."""
 
 
+def check_seed(name: str, value: int) -> None:
+    """Raise ValueError unless every generator takes it."""
+    if not 0 <= value < 2**32:
+        raise ValueError(f"{name}={value}: an integer from 0 to {2**32 - 1}")
+
+
 class AbstractTensorData(AbstractData):
     """Training, validation and test loaders over samples in memory.
 
@@ -62,6 +68,8 @@ class AbstractTensorData(AbstractData):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: an integer of at least 1")
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        for name in ("seed", "split_seed", "sample_seed"):
+            check_seed(name, vars(self).get(name, 0))
         self.splits = self.load()
         if batch_size > len(self.splits.train):
             raise ValueError(f"batch_size={batch_size}: at most the {len(self.splits.train)} training samples")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _log = logging.getLogger(__name__)
-_VERSION = "1"  # of what is stored
+_VERSION = "2"  # of what is stored
 
 
 def cache_folder() -> Path:
@@ -22,31 +22,38 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tautnet"
 
 
-def fingerprint(kind: str, files: Sequence[Path]) -> str:
-    """Hash of what is read: its kind, and path, size and time of change of every file."""
-    digest = sha256(f"{_VERSION} {kind}".encode())
+def fingerprint(kind: str, root: Path, files: Sequence[Path]) -> str:
+    """Hash of what is read: its kind, and of every file its name, where a link leads, size and time of change."""
+    digest = sha256(f"{_VERSION} {kind}\0".encode() + os.fsencode(root.resolve()))
     for file in sorted(files):
         status = file.stat()
-        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        for part in (os.fsencode(file), os.fsencode(file.resolve()), f"{status.st_size} {status.st_mtime_ns}".encode()):
+            digest.update(b"\0" + part)
     return digest.hexdigest()[:32]
 
 
-def cached(key: str, read: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+def cached(
+    key: str,
+    read: Callable[[], Mapping[str, Tensor]],
+    fits: Callable[[Mapping[str, Tensor]], bool] = lambda tensors: True,
+) -> Mapping[str, Tensor]:
     """The tensors under ``key``, memory-mapped; read and stored on the first call.
 
-    The stored file carries a hash of its content. A damaged one is read anew with a warning, and where the folder
-    cannot be written the tensors are used from memory.
+    The stored file carries a hash of its content, against accidents. A damaged one is read anew with a warning, and
+    where the folder cannot be written the tensors are used from memory.
 
     Args:
         key: fit for a file name.
         read: makes the tensors, all of them contiguous.
+        fits: whether stored tensors can be what ``read`` makes.
     """
     path = cache_folder() / f"{key}.safetensors"
     if path.is_file():
         tensors = _load(path)
-        if tensors is not None:
+        if tensors is not None and fits(tensors):
             return tensors
         _log.warning("%s: damaged, read anew", path)
+    _log.info("decoding images, this once; they are kept in %s", path.parent)
     tensors = dict(read())
     try:
         _save(path, tensors)

@@ -124,7 +124,7 @@ class Denoising(AbstractTensorData):
     Args:
         root: folder of the training images (png, jpg, bmp), all of one size.
         test_root: folder of the test images, of any size.
-        sigma: deviation of the noise, in units of the 8-bit values, above 0.
+        sigma: deviation of the noise, in units of the 8-bit values, above 0, at most 255.
         batch_size: patches a batch.
         seed: of order, patches and noise.
         shuffle: False keeps one training order.
@@ -153,15 +153,15 @@ class Denoising(AbstractTensorData):
         num_val: int = 20,
         split_seed: int = 0,
     ) -> None:
-        if not 0 < sigma < float("inf"):
-            raise ValueError(f"sigma={sigma}: a finite number above 0")
+        if not 0 < sigma <= 255:
+            raise ValueError(f"sigma={sigma}: above 0, at most 255")
         for name, value in (
             ("patch_size", patch_size),
             ("patches_per_image", patches_per_image),
             ("num_val", num_val),
         ):
-            if value < 1:
-                raise ValueError(f"{name}={value}: an integer of at least 1")
+            if not 1 <= value <= 10**6:
+                raise ValueError(f"{name}={value}: an integer from 1 to 1000000")
         self.root, self.test_root, self.sigma = Path(root).expanduser(), Path(test_root).expanduser(), sigma
         self.patch_size, self.patches_per_image = patch_size, patches_per_image
         self.num_val, self.split_seed = num_val, split_seed

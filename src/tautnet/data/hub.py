@@ -13,7 +13,7 @@ from tautnet.data import hub_access
 from tautnet.data.augment import Augmentation
 from tautnet.data.base import AbstractTensorData, Splits
 from tautnet.data.formats.images import ImageArrays
-from tautnet.data.image_parts import cached_images, check_val_fraction, image_splits
+from tautnet.data.image_parts import cached_images, check_image_size, check_val_fraction, image_splits
 from tautnet.data.split import hold_out
 
 ROWS = 1000  # decoded at a time
@@ -62,8 +62,7 @@ class HubImages(AbstractTensorData):
         check_val_fraction(val_fraction)
         if not 0 < test_fraction < 1:
             raise ValueError(f"test_fraction={test_fraction}: between 0 and 1")
-        if image_size is not None and image_size < 1:
-            raise ValueError(f"image_size={image_size}: null, or an integer of at least 1")
+        check_image_size(image_size)
         self.path, self.subset, self.label, self.image_size = path, subset, label, image_size
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
         self.augmentation = augmentation or Augmentation()
@@ -121,7 +120,8 @@ def _read(
     (train_x, train_y), *rest = (_decoded(part, columns, image_size, path) for part in parts.values())
     if rest:
         return ImageArrays(train_x, train_y, *rest[0], classes=None)
-    train, test = hold_out(torch.arange(len(train_y)).numpy(), train_y.numpy(), test_fraction, split_seed)
+    indices, asked = torch.arange(len(train_y)).numpy(), f"test_fraction={test_fraction}"
+    train, test = hold_out(indices, train_y.numpy(), test_fraction, split_seed, asked)
     return ImageArrays(train_x[train], train_y[train], train_x[test], train_y[test], classes=None)
 
 

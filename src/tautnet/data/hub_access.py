@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from logging import CRITICAL
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tautnet.data.formats.decoding import fitted, in_threads, open_image, pixels, stacked
+from tautnet.factories import DataError
 
 HUB = "https://huggingface.co"
 SECONDS = 4  # to wait for the hub
@@ -46,6 +48,8 @@ def open_parts(path: str, subset: str | None, streaming: bool) -> Mapping[str, A
     Raises:
         HubError: the package is missing, the hub out of reach, or the set cannot be read.
     """
+    if not path:
+        raise HubError("a name or a folder is needed")
     local = Path(path).expanduser()
     if not local.is_dir() and not _reachable():
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the package is imported: it then uses what it stored before
@@ -53,6 +57,7 @@ def open_parts(path: str, subset: str | None, streaming: bool) -> Mapping[str, A
         import datasets
     except ModuleNotFoundError as error:
         raise HubError("needs the package datasets: pip install 'tautnet[data]'") from error
+    datasets.logging.set_verbosity(CRITICAL)  # what goes wrong is said once, by the error
     try:
         return datasets.load_dataset(str(local) if local.is_dir() else path, subset, streaming=streaming)
     except datasets.exceptions.DatasetNotFoundError as error:
@@ -102,11 +107,14 @@ def image_columns(features: Mapping[str, Any] | None, path: str, label: str | No
         usual = [name for name in kinds if name in _LABEL_NAMES]
         labels = sorted(usual, key=_LABEL_NAMES.index)[:1] or labels
     if label is not None:
-        labels = [name for name in kinds if name == label]
+        labels = [name for name in kinds if name == label and name not in images]
     if len(labels) != 1:
         wanted = f"label={label}" if label is not None else f"path={path}"
         raise ValueError(f"{wanted}: name the column of the classes by data.label; there are {', '.join(kinds)}")
     assert features is not None
+    kind = str(getattr(features[labels[0]], "dtype", kinds[labels[0]]))
+    if not kind.startswith(("int", "uint")):
+        raise ValueError(f"label={labels[0]}: a column of {kind}, classes are integers; there are {', '.join(kinds)}")
     return ImageColumns(images[0], labels[0], getattr(features[labels[0]], "num_classes", None))
 
 
@@ -149,9 +157,12 @@ def decoded(encoded: Sequence[bytes], source: str, image_size: int | None, chann
         channels: 1 for gray, 3 for RGB; None takes gray only if all images are gray.
 
     Raises:
-        ValueError: an image that cannot be decoded, or sizes that differ without ``image_size``.
+        DataError: an image that cannot be decoded, or sizes that differ without ``image_size``.
     """
-    images = in_threads(lambda item: open_image(item, source), encoded)
+    try:
+        images = in_threads(lambda item: open_image(item, source), encoded)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     mode = {1: "L", 3: "RGB"}.get(channels or 0) or ("L" if all(image.mode == "L" for image in images) else "RGB")
     sized = [image.convert(mode) for image in images]
     if image_size is not None:
@@ -159,18 +170,18 @@ def decoded(encoded: Sequence[bytes], source: str, image_size: int | None, chann
     try:
         return stacked([pixels(image) for image in sized], lambda index: f"{source}: image {index + 1}")
     except ValueError as error:
-        raise ValueError(f"{error}; image_size makes them equal") from error
+        raise DataError(f"{error}; image_size makes them equal") from error
 
 
 def class_numbers(labels: Sequence[int | None], source: str, num_classes: int | None = None) -> Tensor:
     """(N,) int64.
 
     Raises:
-        ValueError: a sample without a class, or with one that is not below ``num_classes``.
+        DataError: a sample without a class, or with one that is not below ``num_classes``.
     """
     if any(label is None or label < 0 for label in labels):
-        raise ValueError(f"{source}: a sample has no class; only parts with classes can be used")
+        raise DataError(f"{source}: a sample has no class; only parts with classes can be used")
     numbers = torch.tensor(labels, dtype=torch.int64)
     if num_classes is not None and numbers.max() >= num_classes:
-        raise ValueError(f"{source}: class {int(numbers.max())}, expected 0 to {num_classes - 1}")
+        raise DataError(f"{source}: class {int(numbers.max())}, expected 0 to {num_classes - 1}")
     return numbers

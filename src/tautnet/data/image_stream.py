@@ -11,7 +11,8 @@ import torch
 
 from tautnet.data import hub_access
 from tautnet.data.augment import Augmentation
-from tautnet.data.base import AbstractData
+from tautnet.data.base import AbstractData, check_seed
+from tautnet.data.image_parts import check_image_size
 from tautnet.data.image_samples import Colours
 from tautnet.data.stream import StreamLoader, StreamPosition, StreamSettings
 
@@ -69,8 +70,9 @@ class ImageStream(AbstractData):
         augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__()
+        check_seed("seed", seed)
+        check_image_size(image_size)
         for name, value, least in (
-            ("image_size", image_size, 1),
             ("batch_size", batch_size, 1),
             ("shuffle_buffer", shuffle_buffer, 1),
             ("shuffle_shards", shuffle_shards, 1),
@@ -95,6 +97,9 @@ class ImageStream(AbstractData):
         if self._num_train < batch_size:
             raise ValueError(f"batch_size={batch_size}: at most the {self._num_train} training samples")
         first = [row[columns.image]["bytes"] for row in islice(self._train, FIRST)]
+        for part in (self._train, self._val, self._test):
+            if next(iter(part), None) is None:
+                raise ValueError(f"path={path}: its part {part.split} has no samples")
         self.settings = StreamSettings(
             columns=columns,
             source=path,
@@ -134,7 +139,9 @@ class ImageStream(AbstractData):
         rows = self._train
         if self.shuffle:
             rows = rows.shuffle(
-                seed=self.seed, buffer_size=self.shuffle_buffer, max_buffer_input_shards=self.shuffle_shards
+                seed=self.seed,
+                buffer_size=self.shuffle_buffer,
+                max_buffer_input_shards=min(self.shuffle_shards, rows.num_shards),
             )
         return StreamLoader(
             _share(rows, rank, world_size),

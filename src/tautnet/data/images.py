@@ -11,12 +11,12 @@ from tautnet.data.augment import Augmentation
 from tautnet.data.base import AbstractTensorData, Splits
 from tautnet.data.cache import fingerprint
 from tautnet.data.formats.cifar import read_cifar10, read_cifar100
-from tautnet.data.formats.folder import read_folder
+from tautnet.data.formats.folder import folder_images, read_folder
 from tautnet.data.formats.idx import read_mnist
 from tautnet.data.formats.images import ImageArrays
 from tautnet.data.formats.npz import read_npz
 from tautnet.data.hub import read_hub_images
-from tautnet.data.image_parts import cached_images, check_val_fraction, image_splits
+from tautnet.data.image_parts import cached_images, check_image_size, check_val_fraction, image_splits
 
 Format = Literal["mnist", "cifar10", "cifar100", "npz", "folder"]
 _READERS: dict[Format, Callable[[Path], ImageArrays]] = {
@@ -74,8 +74,9 @@ class Images(AbstractTensorData):
     ) -> None:
         if format not in get_args(Format):
             raise ValueError(f"format={format}: one of {', '.join(get_args(Format))}")
-        if image_size is not None and (format != "folder" or image_size < 1):
-            raise ValueError(f"image_size={image_size}: null, or with format=folder an integer of at least 1")
+        if image_size is not None and format != "folder":
+            raise ValueError(f"image_size={image_size}: null, it is for format=folder")
+        check_image_size(image_size)
         check_val_fraction(val_fraction)
         self.augmentation = augmentation or Augmentation()
         self.format, self.hub, self.image_size = format, hub, image_size
@@ -102,12 +103,11 @@ class Images(AbstractTensorData):
         if self.root is None:
             return self._fetch()
         if self.format == "folder":
-            encoded = [path for path in self.root.rglob("*") if path.is_file()]
-            key = fingerprint(f"folder {self.image_size}", encoded)
+            key = fingerprint(f"folder {self.image_size}", self.root, folder_images(self.root))
             return cached_images(key, partial(read_folder, self.root, self.image_size))
         read = partial(_READERS[self.format], self.root)
-        encoded = list(self.root.rglob("*.parquet")) if self.root.is_dir() else []
-        return cached_images(fingerprint(self.format, encoded), read) if encoded else read()
+        encoded = [path for pattern in ("*.parquet", "*/*.parquet") for path in self.root.glob(pattern)]
+        return cached_images(fingerprint(self.format, self.root, encoded), read) if encoded else read()
 
     def _fetch(self) -> ImageArrays:
         assert self.hub is not None

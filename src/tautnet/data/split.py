@@ -25,11 +25,13 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
         raise ValueError(f"val_fraction={val_fraction}: with test_fraction={test_fraction} at most 0.99")
 
 
-def hold_out(indices: Indices, classes: Array | None, fraction: float, seed: int) -> tuple[Indices, Indices]:
+def hold_out(
+    indices: Indices, classes: Array | None, fraction: float, seed: int, asked: str
+) -> tuple[Indices, Indices]:
     """The rest and the part of ``fraction``; with ``classes``, of all samples, each class is divided alike.
 
     Raises:
-        ValueError: a part too small to hold every class.
+        ValueError: a part too small to hold every class; the message begins with ``asked``.
     """
     from sklearn.model_selection import train_test_split  # slow to import: bad arguments are answered before
 
@@ -37,7 +39,7 @@ def hold_out(indices: Indices, classes: Array | None, fraction: float, seed: int
     try:
         rest, part = train_test_split(indices, test_size=fraction, stratify=strata, random_state=seed)
     except ValueError as error:
-        raise ValueError(f"{fraction:.3g} of {len(indices)} samples cannot be held out: {error}") from error
+        raise ValueError(f"{asked}: {fraction:.3g} of {len(indices)} samples cannot be held out: {error}") from error
     return rest, part
 
 
@@ -45,8 +47,8 @@ def three_parts(
     num_samples: int, classes: Array | None, val_fraction: float, test_fraction: float, seed: int
 ) -> tuple[Indices, Indices, Indices]:
     """Indices of training, validation and test part; the fractions are of all samples."""
-    rest, test = hold_out(np.arange(num_samples), classes, test_fraction, seed)
-    train, val = hold_out(rest, classes, val_fraction / (1 - test_fraction), seed)
+    rest, test = hold_out(np.arange(num_samples), classes, test_fraction, seed, f"test_fraction={test_fraction}")
+    train, val = hold_out(rest, classes, val_fraction / (1 - test_fraction), seed, f"val_fraction={val_fraction}")
     return train, val, test
 
 
@@ -75,8 +77,6 @@ def table_splits(
         ValueError: a class with too few samples to be divided.
     """
     classes = target if task == "classification" else None
-    if classes is not None and np.bincount(classes).min() < 3:
-        raise ValueError(f"class number {np.bincount(classes).argmin()} has fewer than 3 samples, one for each part")
     parts = three_parts(len(features), classes, val_fraction, test_fraction, seed)
     x = standardised(features, parts[0])
     y = target if task == "classification" else standardised(target[:, None], parts[0])
@@ -87,7 +87,14 @@ def table_splits(
 
 
 def standardised(columns_ND: Array, train: Indices) -> Array:
-    """(x - mean) / deviation of the training rows."""
-    mean, deviation = columns_ND[train].mean(0), columns_ND[train].std(0)
+    """(x - mean) / deviation of the training rows.
+
+    Raises:
+        ValueError: values whose mean or deviation overflows.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, deviation = columns_ND[train].mean(0), columns_ND[train].std(0)
+    if not (np.isfinite(mean).all() and np.isfinite(deviation).all()):
+        raise ValueError("values too large to be standardised")
     constant = deviation <= 1e-12 * np.abs(columns_ND[train]).max(0, initial=0)
     return np.where(constant, 0.0, (columns_ND - mean) / np.where(constant, 1.0, deviation))

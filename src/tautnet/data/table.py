@@ -88,13 +88,17 @@ class Table(AbstractTensorData):
             raise ValueError(f"path={self.path}: no such file, and as a set of the hub: {error}") from error
 
     def _classes(self, target: Array) -> Array:
-        values, classes = np.unique(target, return_inverse=True)
+        values, classes, counts = np.unique(target, return_inverse=True, return_counts=True)
         if len(values) < 2:
             raise ValueError(f"target={self.target}: one value only ({values[0]}); a classification needs two classes")
         if len(values) > len(target) / 3:
             raise ValueError(
                 f"target={self.target}: {len(values)} different values in {len(target)} rows are no classes; "
                 "use data=table_regression"
+            )
+        if counts.min() < 3:
+            raise ValueError(
+                f"target={self.target}: {values[counts.argmin()]} in {counts.min()} rows only; 3 are needed, one a part"
             )
         return classes.astype(np.int64)
 

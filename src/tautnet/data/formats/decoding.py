@@ -55,7 +55,7 @@ def open_image(source: Path | bytes, name: str) -> Image:
         zlib.error,
         Image.DecompressionBombError,
     ) as error:
-        raise ValueError(f"{name}: not a readable image ({one_line(error)})") from error
+        raise ValueError(f"{' '.join(name.split())}: not a readable image ({one_line(error)})") from error
     if file.mode.partition(";")[0] in _HIGH_DEPTH:
         raise ValueError(f"{name}: more than 8 bits a channel (Pillow mode {file.mode}), expected 8")
     if file.mode in ("L", "RGB"):

@@ -43,6 +43,15 @@ def read_folder(root: Path, image_size: int | None = None) -> ImageArrays:
     return ImageArrays(images[:num_train], labels[:num_train], images[num_train:], labels[num_train:], classes)
 
 
+def folder_images(root: Path) -> list[Path]:
+    """The files that ``read_folder`` reads, in its order.
+
+    Raises:
+        ValueError: a folder is missing or has no images.
+    """
+    return [path for part in _part_folders(root) for name in _classes(part) for path in _images(part / name)]
+
+
 def _part_folders(root: Path) -> tuple[Path, Path]:
     """Of training and test part."""
     train = root / "train"

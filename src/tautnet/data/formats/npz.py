@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,7 +17,10 @@ from tautnet.data.formats.images import ImageArrays, check_count, check_labels, 
 
 Array = np.ndarray[Any, Any]
 NAMES = (("x_train", "y_train", "x_test", "y_test"), ("train_x", "train_y", "test_x", "test_y"))
-_UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError),
+    *(MemoryError, RuntimeError, SyntaxError, tokenize.TokenError),  # hostile headers, encrypted members
+)
 
 
 def read_npz(path: Path) -> ImageArrays:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
+import tarfile
 import warnings
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -16,6 +20,16 @@ from tautnet.data.formats.parquet import parquet_columns, read_columns
 
 Array = np.ndarray[Any, Any]
 MAX_VALUES = 100
+_UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    ImportError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+)
 MAX_NAMES = 20
 
 
@@ -81,7 +95,7 @@ def _csv_frame(path: Path) -> Any:
             warnings.simplefilter("error", pandas.errors.ParserWarning)  # rows longer than the header
             header = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **settings)
             frame = pandas.read_csv(path, na_values=["?"], low_memory=False, **settings)
-    except (ValueError, OSError, EOFError, pandas.errors.ParserWarning) as error:
+    except (*_UNREADABLE, pandas.errors.ParserWarning) as error:
         raise ValueError(f"{path}: not a readable CSV file with a header line ({one_line(error)})") from error
     frame.columns = header.iloc[0]  # pandas renames repeated ones
     return frame
