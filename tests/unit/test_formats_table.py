@@ -195,3 +195,10 @@ def test_real_letter():
     assert table.features.shape == (20_000, 16)
     assert (table.features.min(), table.features.max()) == (0, 15)
     assert sorted(set(table.target)) == list(range(26))
+
+
+def test_text_among_numbers_is_named(tmp_path):
+    path = tmp_path / "a.csv"
+    write_csv(path, {"n": [1, 2, "1,000", 4], "y": [0, 1, 0, 1]})
+    with refused(path, "'n'", "'1,000'", "row 3"):
+        read_table(path, "y")

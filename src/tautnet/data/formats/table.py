@@ -60,8 +60,8 @@ def read_table(path: Path, target: str) -> Table:
 
     Raises:
         ValueError: the file is missing, damaged or empty; there is no column ``target``, no other one, or two of one
-            name; a value is missing or infinite; a column is neither numbers nor text, or text with more than 100
-            values. Rows count from 1 after the header.
+            name; a value is missing or infinite; a column is neither numbers nor text, has text among mostly
+            numbers, or text with more than 100 values. Rows count from 1 after the header.
     """
     path = Path(path)
     if not path.is_file():
@@ -147,6 +147,10 @@ def _features(path: Path | str, name: str, column: Array) -> tuple[Array, list[s
     """(N, d) float64 and the d names."""
     if column.dtype != object:
         return column[:, None], [name]
+    odd = [row for row, value in enumerate(column, 1) if not _is_number(value)]
+    if 2 * len(odd) < len(column):
+        first = odd[0] if odd else 1
+        raise ValueError(f"{path}: column {name!r} has text among its numbers: {column[first - 1]!r} in row {first}")
     values = sorted(set(column))
     if len(values) > MAX_VALUES:
         raise ValueError(
@@ -154,3 +158,11 @@ def _features(path: Path | str, name: str, column: Array) -> tuple[Array, list[s
             f"{MAX_VALUES} are accepted"
         )
     return (column[:, None] == np.array(values, object)).astype(np.float64), [f"{name}={value}" for value in values]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
