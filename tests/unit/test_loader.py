@@ -204,3 +204,13 @@ def test_training_order_follows_seed_and_shuffle():
 def test_batch_size_out_of_range(batch_size):
     with pytest.raises(ValueError, match=rf"\Abatch_size={batch_size}: "):
         Numbers(batch_size=batch_size)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@RANDOM
+def test_batches_on_a_gpu_are_those_of_the_cpu(make):
+    """The draws are made on the CPU for both; what is left is rounding."""
+    for there, here in zip(batches(make().to(torch.device("cuda"))), batches(make()), strict=True):
+        for a, b in zip(there, here, strict=True):
+            assert a.device.type == "cuda"
+            torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-5)
