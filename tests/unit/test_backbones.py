@@ -188,6 +188,7 @@ def test_one_score_for_each_class(backbone, input_shape, arguments):
         (imagenet_resnet, CIFAR, {"depth": 20}, "depth=20: one of 18"),
         (imagenet_resnet, CIFAR, {"width": 0}, "width=0: "),
         (resnet9, CIFAR, {"width": 0}, "width=0: "),
+        (resnet9, CIFAR, {"logit_scale": 0.0}, "logit_scale=0.0: "),
         (resnet9, (1, 7, 8), {}, "at least 8"),
         (dncnn, CIFAR, {"depth": 2}, "depth=2: "),
         (dncnn, CIFAR, {"width": 0}, "width=0: "),

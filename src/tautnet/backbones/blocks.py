@@ -1,8 +1,11 @@
-"""The one container beside Sequential."""
+"""The one container beside Sequential, and a factor."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from tautnet.factories import AbstractLayer
 
 
 class Residual(nn.Module):
@@ -15,3 +18,19 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Sum of the two branches."""
         return self.body(x) + self.shortcut(x)
+
+
+class Scale(AbstractLayer):
+    """factor x, with a fixed factor. Lipschitz constant |factor|, exact for every p."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return self.factor * x
+
+    def lipschitz_constant(self, p: float) -> Tensor:
+        """|factor|."""
+        return torch.tensor(abs(self.factor), dtype=torch.float64)

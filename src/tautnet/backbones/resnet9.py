@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from tautnet.backbones.blocks import Residual
+from tautnet.backbones.blocks import Residual, Scale
 from tautnet.backbones.layers import LayerFactory, check_image_shape, check_least
 
 
@@ -19,25 +19,30 @@ def _stage(layers: LayerFactory, in_channels: int, *, residual: bool) -> list[nn
     return stage
 
 
-def resnet9(layers: LayerFactory, input_shape: Sequence[int], num_outputs: int, width: int = 64) -> nn.Sequential:
+def resnet9(
+    layers: LayerFactory, input_shape: Sequence[int], num_outputs: int, width: int = 64, logit_scale: float = 0.125
+) -> nn.Sequential:
     """A 3x3 convolution, three stages that double the channels and halve the image, global maximum, dense head.
 
     The first and the last stage end in a residual of two convolutions, each with normalizer and activation.
 
-    Source: Page (2018), "How to train your ResNet". Differences: the head has a bias, and its output is not scaled by
-    0.125 (recalled).
+    Source: Page (2018), "How to train your ResNet"; the scale of the head's output is recalled. Difference: the head
+    has a bias.
 
     Args:
         layers: makes the layers.
         input_shape: (channels, height, width) of one image, sides of at least 8.
         num_outputs: width of the head.
         width: channels of the first convolution, at least 1; source 64.
+        logit_scale: factor of the output, above 0; with 1 the source's learning rate is far too high.
 
     Raises:
-        ValueError: ``input_shape`` is no image or a smaller one, or ``width`` below 1.
+        ValueError: ``input_shape`` is no image or a smaller one, ``width`` below 1, or ``logit_scale`` not above 0.
     """
     check_image_shape("resnet9", input_shape, least=8)
     check_least("width", width, 1)
+    if not logit_scale > 0:
+        raise ValueError(f"logit_scale={logit_scale}: above 0")
     return nn.Sequential(
         *layers.conv_norm_act(input_shape[0], width),
         *_stage(layers, width, residual=True),
@@ -46,4 +51,5 @@ def resnet9(layers: LayerFactory, input_shape: Sequence[int], num_outputs: int, 
         nn.AdaptiveMaxPool2d(1),
         nn.Flatten(),
         layers.linear(8 * width, num_outputs),
+        Scale(logit_scale),
     )
