@@ -41,11 +41,12 @@ def run(config: DictConfig) -> float | None:
         ConfigError: a setting that cannot be used.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    log = run_dir / f"{HydraConfig.get().job.name}.log"
+    ours = set() if log.exists() else {log}
     try:
         job = _prepare(config)
     except BaseException:
-        log = run_dir / f"{HydraConfig.get().job.name}.log"
-        if run_dir.is_dir() and set(run_dir.iterdir()) <= {log}:
+        if run_dir.is_dir() and set(run_dir.iterdir()) <= ours:
             shutil.rmtree(run_dir)  # Hydra made it
         raise
     return _execute(*job, run_dir)

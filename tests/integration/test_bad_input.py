@@ -92,11 +92,12 @@ def test_a_penalty_without_effect_is_refused(command, capsys, tmp_path):
     assert "regularizer.tv2: " in capsys.readouterr().err
 
 
-def test_a_directory_that_holds_something_is_left_alone(command, tmp_path):
+@pytest.mark.parametrize("name", ["mine.txt", "train.log"])
+def test_a_directory_that_holds_something_is_left_alone(command, tmp_path, name):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "mine.txt").write_text("mine")
+    (tmp_path / "run" / name).write_text("mine")
     assert command("optimizer.lr=-1", f"hydra.run.dir={tmp_path / 'run'}") == 2
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
 
 
 def test_the_switch_shows_the_traceback(tmp_path):
