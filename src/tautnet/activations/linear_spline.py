@@ -148,6 +148,25 @@ class LinearSpline(AbstractActivation):
             return self.coefficients
         return self.coefficients + self.linear.unsqueeze(1) * self.knots().to(self.coefficients)
 
+    def points(self) -> tuple[Tensor, Tensor]:
+        """Knot positions and values of every curve, each (curves, K), float64 on the CPU: the function itself.
+
+        Between two points it is straight, outside the border lines go on; however the parameters say so.
+        """
+        values_CK = self.values_at_knots().detach().to("cpu", torch.float64)
+        return self.knots().expand_as(values_CK), values_CK
+
+    @torch.no_grad()
+    def set_values_(self, values_CK: Tensor) -> None:
+        """Change the coefficients so that the curves take these values at the positions of ``points()``.
+
+        Args:
+            values_CK: shape (curves, K); float64 keeps what the coefficients can hold.
+        """
+        if self.linear is not None:
+            values_CK = values_CK - self.linear.to(values_CK).unsqueeze(1) * self.knots().to(values_CK)
+        self.coefficients.copy_(values_CK)
+
     def slopes(self) -> Tensor:
         """Slopes between knots, shape (curves, K-1), in float64 on the CPU: for bounds, not for training."""
         slopes = spline.slopes(self.coefficients.to("cpu", torch.float64), self.grid_range)
