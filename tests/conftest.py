@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 
 from tautnet.command_line import register_schema
 from tautnet.config import plain
+from tautnet.kernels import native
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -52,11 +53,18 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., in
     return run
 
 
+# The compiled kernels are the exception: they depend on nothing that a test changes, and compiling takes seconds.
+_KERNELS = Path(native._library()._name) if native.available() else None
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is found in, or left in, the caches of the user or of another test."""
     folder = str(tmp_path_factory.mktemp("cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", folder)
+    if _KERNELS:
+        Path(folder, "tautnet").mkdir()
+        Path(folder, "tautnet", _KERNELS.name).symlink_to(_KERNELS)
     monkeypatch.setenv("HF_DATASETS_CACHE", folder)
     if "datasets" in sys.modules:  # it read the environment when it was imported
         monkeypatch.setattr(sys.modules["datasets"].config, "HF_DATASETS_CACHE", folder)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tautnet.kernels import linear_spline
+
 
 def knot_step(num_knots: int, grid_range: float) -> float:
     """Distance of two neighbouring knots."""
@@ -35,25 +37,21 @@ def slope_changes(coefficients_CK: Tensor, grid_range: float) -> Tensor:
     return slopes(coefficients_CK, grid_range).diff(dim=1)
 
 
-def evaluate(x_NCS: Tensor, coefficients_CK: Tensor, grid_range: float) -> Tensor:
-    """Value of spline c at ``x[:, c]``.
+def evaluate(x: Tensor, coefficients_CK: Tensor, grid_range: float, backend: str = "auto") -> Tensor:
+    """Value of spline c at ``x[:, c]``, in the dtype of ``x``; with a single spline, its value everywhere.
 
-    NaN gives NaN. The derivative at a knot is the right-hand slope.
+    NaN gives NaN. The derivative at a knot is the right-hand slope. Positions are computed in float32 at least: a
+    bfloat16 position would lose the knot.
 
     Args:
-        x_NCS: points, shape (N, C, S), of the dtype of the coefficients.
-        coefficients_CK: values at the knots, shape (C, K).
+        x: points, shape (N, C, *).
+        coefficients_CK: values at the knots, shape (C, K) or (1, K).
         grid_range: half-width of the knot interval, in the unit of x.
+        backend: see ``tautnet.kernels.linear_spline``.
     """
-    num_cells = coefficients_CK.shape[1] - 1
-    position = (x_NCS + grid_range) / knot_step(num_cells + 1, grid_range)
-    # The cast of a NaN to an integer is undefined: the index is taken from a copy without NaN.
-    cell = torch.nan_to_num(position.detach(), nan=0.0).clamp(0.0, float(num_cells - 1)).floor()
-    first_of_channel = torch.arange(x_NCS.shape[1], device=x_NCS.device).unsqueeze(1) * num_cells
-    index = (cell.long() + first_of_channel).flatten()
-    left = coefficients_CK[:, :-1].flatten().index_select(0, index).view_as(x_NCS)
-    rise = coefficients_CK.diff(dim=1).flatten().index_select(0, index).view_as(x_NCS)
-    return left + rise * (position - cell)  # position - cell leaves [0, 1] outside the grid: the border lines
+    wide = torch.promote_types(torch.promote_types(x.dtype, coefficients_CK.dtype), torch.float32)
+    points = x.to(wide) if wide == torch.float64 else x
+    return linear_spline(points, coefficients_CK.to(wide), grid_range, backend).to(x.dtype)
 
 
 def tv2(coefficients_CK: Tensor, grid_range: float) -> Tensor:
