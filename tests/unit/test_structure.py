@@ -27,7 +27,7 @@ ALLOWED = {
     "splines": {"functional", "activations"},
     "optim": {"factories", "config"},
     "models": {"config", "factories", "backbones", "optim", "regularizers", "logkeys"},
-    "callbacks": {"lipschitz", "splines", "regularizers", "activations", "models", "logkeys"},
+    "callbacks": {"backbones", "lipschitz", "splines", "regularizers", "activations", "models", "logkeys"},
     "data": {"factories"},
     "command_line": {"config", "resume"},
     "resume": {"config"},
