@@ -14,15 +14,13 @@ from statistics import median
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 COLUMNS = ("test/acc", "lipschitz/bound_p2", "lipschitz/lower_p2", "spline/active_knots")
-CIRCLE = ["data=area", "data.batch_size=50", "model=mlp", "model.net.widths=[2]", "trainer.max_epochs=100"]
-CIRCLE += ["optimizer.lr=0.01", "optimizer.weight_decay=1e-4"]
 VARIANTS = {
     "digits, spline unitize (the main job)": [],
     "digits, spline batch": ["norm=batch"],
     "digits, relu unitize": ["activation=relu"],
     "digits, relu batch": ["activation=relu", "norm=batch"],
-    "circle, two spline neurons": ["experiment=area_spline"],
-    "circle, two relu neurons": [*CIRCLE, "activation=relu", "norm=none"],
+    "circle, two spline neurons": ["experiment=area_circle"],
+    "circle, two relu neurons": ["experiment=area_circle", "activation=relu"],
 }
 
 

@@ -84,6 +84,8 @@ def _try_parts(settings: Mapping[str, Any]) -> None:
     role_settings(settings["optimizer"])
     if settings["compile"] and "fit" not in settings["run"]:
         raise ConfigError("compile=true: training alone is compiled, and run=[test] does not train")
+    if "sparsify" in settings["callbacks"] and "fit" not in settings["run"]:
+        raise ConfigError("callbacks=sparsify: splines are sparsified after training, and run=[test] does not train")
     check_steps(settings["trainer"], settings["compile"])
 
 
@@ -130,7 +132,10 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     _check_task(settings["model"], data.task)
     model = build({"_target_": settings["model"]["_target_"]}, "model", config=spec)
     if "fit" in settings["run"]:
-        _try_batch(model, next(iter(data.train_dataloader())), settings)
+        batch = next(iter(data.train_dataloader()))
+        _try_batch(model, batch, settings)
+        if settings["ckpt"] is None:  # else its state says
+            model.calibrate_(batch[0])
     callbacks = list(build(settings["callbacks"], "callbacks").values())
     if settings["compile"]:
         callbacks.insert(0, _compiled(model))

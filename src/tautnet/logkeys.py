@@ -10,6 +10,13 @@ ACTIVE_KNOTS = "spline/active_knots"
 TV2 = "spline/tv2"
 FIT_SECONDS = "time/fit_seconds"
 
+SPARSIFY_KNOTS_BEFORE = "sparsify/knots_before"
+SPARSIFY_KNOTS_AFTER = "sparsify/knots_after"
+SPARSIFY_METRIC_BEFORE = "sparsify/metric_before"  # on the validation data
+SPARSIFY_METRIC_AFTER = "sparsify/metric_after"
+SPARSIFY_SUP_CHANGE = "sparsify/sup_change"  # of a spline on its grid
+SPARSIFY_OUTPUT_CHANGE = "sparsify/output_change_bound"  # guaranteed where inputs stay in the validated range
+
 
 def loss(stage: str) -> str:
     """``train/loss``, ``val/loss``, ``test/loss``: the total in training, the task's alone elsewhere."""
@@ -39,6 +46,11 @@ def loss_term(name: str) -> str:
 def rate(role: str) -> str:
     """``lr/<role>``."""
     return f"lr/{role}"
+
+
+def outside(path: str) -> str:
+    """``spline/outside/<path>``: share of a layer's validation inputs outside the grid of its spline, 0 to 1."""
+    return f"spline/outside/{path}"
 
 
 def layer_bound(path: str) -> str:

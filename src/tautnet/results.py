@@ -25,6 +25,8 @@ SUMMARY = (
     ("Lipschitz bound, p = 2", logkeys.LIPSCHITZ_BOUND, "{:.4g}"),
     ("Lipschitz observed, p = 2", logkeys.LIPSCHITZ_LOWER, "{:.4g}"),
     ("active knots", logkeys.ACTIVE_KNOTS, "{:.0f}"),
+    ("knots before sparsification", logkeys.SPARSIFY_KNOTS_BEFORE, "{:.0f}"),
+    ("knots after sparsification", logkeys.SPARSIFY_KNOTS_AFTER, "{:.0f}"),
     ("seconds of training", logkeys.FIT_SECONDS, "{:.1f}"),
 )
 

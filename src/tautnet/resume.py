@@ -36,6 +36,8 @@ def continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str,
     """
     path = settings["ckpt"]
     saved, finished_epochs = _saved_settings(path)
+    if "fit" in settings["run"] and not saved["training"]:
+        raise ConfigError(f"ckpt={path}: holds weights alone; test it by run=[test], or continue from last.ckpt")
     kept = _kept(saved["overrides"], overrides)
     settings = plain(compose("train", overrides=kept + overrides))
     for key in _TRAINING if "fit" in settings["run"] else _BUILDING:
@@ -96,7 +98,7 @@ def override_name(override: str) -> str:
 def _difference(saved: Any, asked: Any, key: str) -> tuple[str, Any, Any] | None:
     """Key, saved and asked value of the first place where two plain settings differ."""
     if isinstance(saved, dict) and isinstance(asked, dict):
-        for name in sorted(saved.keys() | asked.keys()):
+        for name in sorted((saved.keys() | asked.keys()) - {"backend"}):  # who computes may change
             found = _difference(saved.get(name), asked.get(name), f"{key}.{name}")
             if found is not None:
                 return found
@@ -112,6 +114,7 @@ def _saved_settings(path: str) -> tuple[dict[str, Any], int]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         saved = checkpoint["hyper_parameters"]["config"]
         saved = {key: saved[key] for key in (*_TRAINING, "data", "overrides", "input_shape", "num_outputs")}
+        saved["training"] = "optimizer_states" in checkpoint
         finished = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
         if not all(isinstance(override, str) for override in saved["overrides"]) or not checkpoint["state_dict"]:
             raise TypeError("overrides or weights of another kind")

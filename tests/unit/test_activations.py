@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tautnet.activations import ELU, GELU, LeakyReLU, LinearSpline, PReLU, ReLU
+from tautnet.activations import ELU, GELU, Absolute, LeakyReLU, LinearSpline, PReLU, ReLU
 
 CHANNELS = 3
 KINKS = (0.0, -(2.0**0.5), 2.0**0.5, GELU.minimum_at)
@@ -32,6 +32,7 @@ ACTIVATIONS = {
     **{f"leaky_relu({s})": lambda s=s: LeakyReLU(CHANNELS, s) for s in (0.01, 0.0, -0.5, -2.0, 1.0, 3.0)},
     **{f"elu({a})": lambda a=a: ELU(CHANNELS, a) for a in (0.0, 0.5, 1.0, 2.5)},
     "gelu": lambda: GELU(CHANNELS),
+    "absolute": lambda: Absolute(CHANNELS),
     "prelu": lambda: prelu(0.25, -3.0, 4.0),
     "prelu_start": lambda: PReLU(CHANNELS, init=-0.3),
     "spline": spline,
@@ -39,6 +40,7 @@ ACTIVATIONS = {
     "spline_layer": lambda: spline(sharing="layer"),
     "spline_neuron": lambda: spline(sharing="neuron", spatial_shape=(2,)),
     "spline_linear": lambda: spline(linear_term=True),
+    "spline_limited": lambda: spline(slope_min=-0.5, slope_max=1.5, init="relu"),
 }
 
 

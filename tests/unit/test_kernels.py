@@ -399,3 +399,28 @@ def test_torch_and_the_library_share_their_threads():
         pytest.skip("needs a compiler and /proc")
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert int(found) == 1
+
+
+def _gradients_of_a_half(rank, folder):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model = nn.parallel.DistributedDataParallel(_small_net())
+    x = torch.linspace(-3, 3, 80).view(20, 4)
+    model(x[rank::2]).square().mean().backward()
+    if rank == 0:
+        torch.save([parameter.grad for parameter in model.parameters()], f"{folder}/gradients")
+    dist.destroy_process_group()
+
+
+def _small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), LinearSpline(6, 9, 1.0, init="relu"), nn.Linear(6, 1))
+
+
+def test_two_processes_get_the_gradients_of_one(tmp_path):
+    torch.multiprocessing.spawn(_gradients_of_a_half, (str(tmp_path),), nprocs=2)
+    alone = _small_net()
+    alone(torch.linspace(-3, 3, 80).view(20, 4)).square().mean().backward()
+    for together, parameter in zip(torch.load(tmp_path / "gradients"), alone.parameters(), strict=True):
+        torch.testing.assert_close(together, parameter.grad)

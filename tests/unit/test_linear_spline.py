@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from tautnet.activations import LinearSpline
+from tautnet.activations.grid_range import calibrate_grids_
+from tautnet.activations.spline_cache import DerivedTensor
 from tautnet.functional import linear_spline as functional
 
 INITS = ["identity", "relu", "leaky_relu", "absolute", "soft_threshold", "even_odd", "maxmin", "zero"]
@@ -107,13 +109,13 @@ def test_affine_function_has_no_slope_changes():
 @pytest.mark.parametrize("factor", [-2.5, 0.0, 7.0])
 def test_tv2_is_absolutely_homogeneous(factor):
     spline = random_spline()
-    close(functional.tv2(factor * spline.coefficients, 2.0), abs(factor) * spline.tv2())
+    close(functional.slope_changes(factor * spline.coefficients, 2.0).abs().sum(dim=1), abs(factor) * spline.tv2())
 
 
 @pytest.mark.parametrize("factor", [0.25, 3.0])
 def test_tv2_is_invariant_under_joint_rescaling_of_both_axes(factor):
     spline = random_spline(grid_range=2.0)
-    close(functional.tv2(spline.coefficients / factor, 2.0 / factor), spline.tv2())
+    close(functional.slope_changes(spline.coefficients / factor, 2.0 / factor).abs().sum(dim=1), spline.tv2())
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -458,3 +460,336 @@ def test_state_dict_of_another_grid_is_refused():
 def test_sizes_that_are_no_counts_are_refused(wrong):
     with pytest.raises(ValueError, match="="):
         LinearSpline(3, **wrong)
+
+
+# --- slope limits and scale -------------------------------------------------------------------------------------------
+
+KINDS = [
+    {"slope_min": -1.0, "slope_max": 1.0},
+    {"slope_min": 0.0, "linear_term": True},
+    {"slope_max": 0.7, "init": "zero", "learn_scale": True},
+    {"slope_min": 0.0, "slope_max": 1.0, "linear_term": True, "learn_scale": True, "sharing": "layer"},
+    {"learn_scale": True, "linear_term": True},
+]
+
+
+def wild(spline: LinearSpline) -> LinearSpline:
+    with torch.no_grad():
+        for parameter in spline.parameters():
+            parameter.normal_()
+    return spline
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_function_is_the_line_through_its_points(kind):
+    spline = wild(LinearSpline(3, 11, 2.0, **kind))
+    positions, values = (ends.expand(3, -1).numpy() for ends in spline.points())
+    x = 9 * torch.randn(400, 3)
+    y = spline(x).detach().numpy()
+    for c in range(3):
+        steps, rises = np.diff(positions[c]), np.diff(values[c])
+        left = values[c, 0] + (x[:, c].numpy() - positions[c, 0]) * rises[0] / steps[0]
+        right = values[c, -1] + (x[:, c].numpy() - positions[c, -1]) * rises[-1] / steps[-1]
+        inside = np.interp(x[:, c].numpy(), positions[c], values[c])
+        expected = np.where(x[:, c] < positions[c, 0], left, np.where(x[:, c] > positions[c, -1], right, inside))
+        np.testing.assert_allclose(y[:, c], expected, rtol=1e-11, atol=1e-11)
+        slopes = spline.slopes().expand(3, -1)[c].numpy()
+        np.testing.assert_allclose(slopes, rises / steps, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(spline.slope_changes().detach().expand(3, -1)[c], np.diff(slopes), atol=1e-11)
+        f01 = np.abs(spline(torch.tensor([[0.0] * 3, [1.0] * 3]))[:, c].detach().numpy()).sum()
+        np.testing.assert_allclose(spline.bv2().detach().expand(3)[c], np.abs(np.diff(slopes)).sum() + f01, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_limits_hold_for_what_float32_stores(kind):
+    torch.set_default_dtype(torch.float32)
+    for spread in (0.01, 1.0, 1e3):
+        spline = wild(LinearSpline(3, 51, 4.0, **kind))
+        with torch.no_grad():
+            spline.coefficients.mul_(spread)
+        low, high = spline.slope_range()
+        assert low.dtype == torch.float64
+        assert (low >= (-np.inf if spline.slope_min is None else spline.slope_min)).all()
+        assert (high <= (np.inf if spline.slope_max is None else spline.slope_max)).all()
+        x = torch.linspace(-8, 8, 4001, dtype=torch.float64).unsqueeze(1).expand(-1, 3)
+        y = spline(x).detach()  # the stored float32 values, evaluated in double
+        observed, rounding = y.diff(dim=0) / x.diff(dim=0), 1e-12 * (1 + y.abs().max())
+        assert (observed >= low - rounding).all()
+        assert (observed <= high + rounding).all()
+    if spline.slope_min is not None and spline.slope_min >= 0:  # the limit is in force
+        assert spline.slopes().min() < 1e-3
+
+
+@pytest.mark.parametrize("init", ["identity", "relu", "absolute"])
+@pytest.mark.parametrize("learn_scale", [False, True])
+def test_limits_leave_a_start_that_keeps_them(init, learn_scale):
+    torch.set_default_dtype(torch.float32)
+    plain = LinearSpline(2, 51, 0.3, init=init)
+    limited = LinearSpline(2, 51, 0.3, init=init, slope_min=-1.0, slope_max=1.0, learn_scale=learn_scale)
+    x = torch.randn(100, 2)
+    torch.testing.assert_close(limited(x), plain(x), rtol=0, atol=3e-5)
+    assert limited.lipschitz_constant(2) <= 1
+    assert limited.lipschitz_constant(2) > 1 - 3e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"slope_min": 1.0, "slope_max": 0.5}, "slope_min=1.0: at most"),
+        ({"slope_min": float("nan")}, "slope_min=nan"),
+        ({"slope_max": float("inf")}, "slope_max=inf"),
+        ({"slope_min": 0.0, "init": "absolute"}, "slope_min=0.0: init=absolute starts with slopes down to -1"),
+        ({"slope_max": 0.5, "init": "relu"}, "slope_max=0.5: init=relu starts with slopes up to 1"),
+        ({"slope_min": 0.005, "slope_max": 0.99, "init": "leaky_relu"}, "slope_max=0.99"),
+        (
+            {"slope_min": 0.5, "init": "soft_threshold"},
+            "init=soft_threshold starts with slopes down to 0",
+        ),
+        ({"slope_min": 0.5, "init": "maxmin", "num_channels": 1}, "down to -1"),
+        ({"grid_range": "wide"}, "grid_range=wide"),
+    ],
+)
+def test_bad_limits_are_named_with_what_breaks_them(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LinearSpline(**{"num_channels": 3, **settings})
+
+
+def test_derivatives_reach_every_parameter_through_limits_and_scale():
+    spline = wild(LinearSpline(2, 7, 1.0, slope_min=-4.0, slope_max=4.0, linear_term=True, learn_scale=True))
+    x = torch.randn(5, 2)
+
+    def function(x, **parameters):
+        return torch.func.functional_call(spline, parameters, (x,))
+
+    names, values = zip(*spline.named_parameters(), strict=True)
+    leaves = [value.detach().clone().requires_grad_() for value in (x, *values)]
+    assert torch.autograd.gradcheck(
+        lambda x, *parameters: function(x, **dict(zip(names, parameters, strict=True))), leaves, eps=1e-5, atol=1e-6
+    )
+
+
+def test_scale_leaves_slopes_and_variation_and_moves_the_knots():
+    spline = random_spline(2, 11, 2.0)
+    scaled = LinearSpline(2, 11, 2.0, learn_scale=True)
+    with torch.no_grad():
+        scaled.coefficients.copy_(spline.coefficients)
+        scaled.log_scale.copy_(torch.tensor([0.5, -1.0]))
+    alpha = torch.tensor([0.5, -1.0]).exp()
+    x = 3 * torch.randn(50, 2)
+    close(scaled(x), spline(alpha * x) / alpha)
+    close(scaled.tv2(), spline.tv2())
+    close(scaled.slopes(), spline.slopes())
+    close(scaled.points()[0], spline.knots() / alpha.unsqueeze(1))
+    assert scaled.share_outside(torch.tensor([[1.3, 5.3], [1.2, 5.5]])) == 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_points_go_in_and_come_out(kind):
+    spline = wild(LinearSpline(3, 11, 2.0, **kind))
+    _, values = spline.points()
+    wanted = values + 0.01  # keeps the limits
+    spline.set_values_(wanted)
+    close(spline.points()[1], wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_of_limited_and_scaled_curves(kind):
+    spline = wild(LinearSpline(3, 11, 2.0, **kind)).eval()
+    lo = 3 * torch.randn(20, 3)
+    hi = lo + torch.rand(20, 3)
+    x = torch.stack([lo + share * (hi - lo) for share in torch.linspace(0, 1, 301)])
+    y = spline(x.flatten(0, 1)).view_as(x)
+    low, high = spline.interval(lo, hi)
+    assert (low <= y + 1e-12).all()
+    assert (y <= high + 1e-12).all()
+    slopes = y.diff(dim=0) / x.diff(dim=0)
+    low, high = spline.local_slope_range(lo, hi)
+    assert (low <= slopes + 1e-9).all()
+    assert (slopes <= high + 1e-9).all()
+    assert (low >= spline.slope_range()[0] - 1e-12).all()
+    assert (high <= spline.slope_range()[1] + 1e-12).all()
+
+
+# --- values kept in eval mode -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A limited spline in eval mode, and how often its values were computed."""
+    spline, counts = wild(LinearSpline(3, 11, 2.0, slope_min=-1.0, slope_max=1.0)).eval(), []
+    compute = LinearSpline._effective_values
+    monkeypatch.setattr(LinearSpline, "_effective_values", lambda self: counts.append(self) or compute(self))
+    return spline, counts
+
+
+def test_values_are_computed_once_in_an_evaluation(counted):
+    spline, counts = counted
+    x = torch.randn(4, 3)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            first = spline(x)
+            assert torch.equal(spline(x), first)
+            spline.slopes()
+    assert len(counts) == 1
+    spline.train()(x)
+    spline.train()(x)
+    assert len(counts) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spline: spline.coefficients.mul_(0.3),
+        lambda spline: spline.load_state_dict({**spline.state_dict(), "coefficients": torch.rand(3, 11)}),
+        lambda spline: spline.load_state_dict({**spline.state_dict(), "coefficients": torch.rand(3, 11)}, assign=True),
+        lambda spline: setattr(spline, "coefficients", nn.Parameter(torch.rand(3, 11))),
+        lambda spline: setattr(spline.coefficients, "data", torch.rand(3, 11)),
+        lambda spline: (spline.coefficients.data.mul_(0.3), spline.train(), spline.eval()),
+        lambda spline: spline.float(),
+        lambda spline: spline.set_values_(torch.rand(3, 11)),
+        lambda spline: setattr(spline, "grid_range", 1.0),
+    ],
+)
+def test_a_change_of_the_parameters_is_seen(counted, change):
+    spline, counts = counted
+    with torch.no_grad():
+        spline(torch.randn(4, 3))
+        change(spline)
+        counts.clear()
+        x = torch.randn(4, 3, dtype=spline.coefficients.dtype)
+        y = spline(x)
+        assert len(counts) == 1
+        spline.train()
+        assert torch.equal(spline(x), y)
+        assert y.dtype == x.dtype
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda spline: pickle.loads(pickle.dumps(spline))])
+def test_kept_values_are_nobody_elses(counted, duplicate):
+    spline, _ = counted
+    x = torch.randn(4, 3)
+    with torch.no_grad():
+        expected = spline(x)
+        twin = duplicate(spline)
+        spline.coefficients.zero_()
+        assert torch.equal(twin(x), expected)
+    assert set(twin.state_dict()) == {"coefficients", "_extra_state"}
+
+
+def test_kept_values_serve_derivatives_too():
+    spline = wild(LinearSpline(3, 11, 2.0, slope_min=-1.0, slope_max=1.0)).eval()
+    with torch.inference_mode():
+        spline(torch.randn(4, 3))
+    x = torch.randn(4, 3, requires_grad=True)
+    spline(x).sum().backward()  # of the coefficients as well: computed anew, with a graph
+    assert spline.coefficients.grad is not None
+    spline.requires_grad_(False)
+    with torch.no_grad():
+        assert spline(x).grad_fn is None
+    frozen = x.detach().clone().requires_grad_()
+    spline(frozen).sum().backward()
+    close(frozen.grad, x.grad)
+
+
+def test_nothing_is_kept_of_a_transform():
+    kept, parameter = DerivedTensor(), nn.Parameter(torch.ones(3), requires_grad=False)
+    torch.func.jacrev(lambda x: x * kept.get([parameter], 0.0, lambda: 2 * parameter))(torch.ones(3))
+    again = kept.get([parameter], 0.0, lambda: 2 * parameter)
+    assert again.data_ptr()  # a tensor of the transform has none
+    assert again.tolist() == [2.0] * 3
+    replaced = torch.func.functional_call(
+        LinearSpline(1, 3, 1.0, slope_max=1.0).eval(), {"coefficients": torch.zeros(1, 3)}, (torch.ones(1, 1),)
+    )
+    close(replaced, 0.0)
+
+
+def test_one_piece_under_the_compiler():
+    torch._dynamo.reset()
+    spline = wild(LinearSpline(3, 11, 2.0, slope_min=0.0, slope_max=1.0, linear_term=True, learn_scale=True))
+    compiled = torch.compile(spline, fullgraph=True, backend="eager")
+    x = torch.randn(4, 3)
+    for mode in (True, False):
+        spline.train(mode)
+        close(compiled(x), spline(x))
+
+
+# --- range from data --------------------------------------------------------------------------------------------------
+
+
+def auto(**settings) -> LinearSpline:
+    return LinearSpline(3, 11, "auto", **settings)
+
+
+def test_range_is_that_of_the_first_batch_in_training():
+    spline = auto(init="absolute", linear_term=True)
+    assert spline.awaits_range
+    assert spline.grid_range == 4.0
+    spline.eval()(torch.tensor([[9.0, 0, 0]]))
+    spline.train()(torch.zeros(0, 3))
+    assert spline.awaits_range
+    y = spline(torch.tensor([[0.5, -7.0, 2.0]]))
+    assert not spline.awaits_range
+    assert spline.grid_range == 7.0
+    close(y, [[0.5, 7.0, 2.0]], 1e-1)
+    close(spline.values_at_knots(), torch.linspace(-7, 7, 11).abs().expand(3, -1))
+    spline(torch.tensor([[99.0, 0, 0]]))
+    assert spline.grid_range == 7.0
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_a_batch_that_gives_no_range_is_refused(bad):
+    with pytest.raises(ValueError, match="grid_range=auto"):
+        auto()(torch.tensor([[0.0, bad, 0.0]]))
+
+
+def test_range_travels_with_the_state():
+    waiting, other, found = auto(), auto(), auto()
+    found(torch.tensor([[3.0, 1.0, -2.5]]))
+    waiting.load_state_dict(other.state_dict())
+    assert waiting.awaits_range
+    waiting.load_state_dict(found.state_dict())
+    assert not waiting.awaits_range
+    x = torch.randn(7, 3)
+    assert torch.equal(waiting(x), found(x))
+    assert waiting.grid_range == found.grid_range == 3.0
+    twin = copy.deepcopy(found)
+    twin(torch.tensor([[8.0, 0.0, 0.0]]))
+    assert twin.grid_range == 3.0
+    for refused in (other, LinearSpline(3, 11)):
+        with pytest.raises(ValueError, match=r"grid_range=3\.0"):
+            found.load_state_dict(refused.state_dict())
+
+
+def test_a_network_is_calibrated_layer_by_layer_and_left_as_it_was():
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), auto(), nn.Dropout(0.5), nn.Linear(3, 3), auto()).eval()
+    x = 5 * torch.randn(20, 2)
+    before = {name: value.clone() for name, value in net.state_dict().items() if "_extra" not in name}
+    state = torch.get_rng_state()
+    calibrate_grids_(net, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module.training for module in net.modules())
+    for name, value in net.state_dict().items():
+        assert name not in before or "coefficients" in name or torch.equal(value, before[name])
+    ranges = [net[2].grid_range, net[5].grid_range]
+    with torch.no_grad():
+        assert ranges[0] == float(net.train()[:2](x).abs().max())
+        torch.set_rng_state(state)
+        assert ranges[1] == float(net[:5](x).abs().max())
+    calibrate_grids_(net, 100 * x)
+    assert ranges == [net[2].grid_range, net[5].grid_range]
+
+
+def test_a_range_is_not_sought_under_the_compiler():
+    torch._dynamo.reset()
+    spline = auto()
+    with pytest.raises((ValueError, RuntimeError), match="calibrate_grids_"):
+        torch.compile(spline, fullgraph=True, backend="eager")(torch.randn(4, 3))
+    calibrate_grids_(spline, torch.randn(4, 3))
+    torch.compile(spline, fullgraph=True, backend="eager")(torch.randn(4, 3))
+
+
+def test_values_that_were_set_end_the_wait():
+    spline = auto()
+    spline.set_values_(torch.ones(3, 11))
+    close(spline(9 * torch.randn(4, 3)), 1.0)
+    assert not spline.awaits_range

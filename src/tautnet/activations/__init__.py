@@ -1,8 +1,21 @@
 """Activations, learned and fixed, behind one contract (see ``base``)."""
 
 from tautnet.activations.base import AbstractActivation
-from tautnet.activations.fixed import ELU, GELU, LeakyReLU, ReLU
+from tautnet.activations.fixed import ELU, GELU, Absolute, LeakyReLU, ReLU
 from tautnet.activations.linear_spline import LinearSpline
+from tautnet.activations.maxmin import MaxMin
 from tautnet.activations.prelu import PReLU
+from tautnet.activations.relu_sum import ReluSum
 
-__all__ = ["ELU", "GELU", "AbstractActivation", "LeakyReLU", "LinearSpline", "PReLU", "ReLU"]
+__all__ = [
+    "ELU",
+    "GELU",
+    "Absolute",
+    "AbstractActivation",
+    "LeakyReLU",
+    "LinearSpline",
+    "MaxMin",
+    "PReLU",
+    "ReLU",
+    "ReluSum",
+]

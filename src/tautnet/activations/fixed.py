@@ -81,6 +81,32 @@ class ReLU(AbstractActivation):
         return (lo > 0).to(lo.dtype), (hi >= 0).to(hi.dtype)
 
 
+class Absolute(AbstractActivation):
+    """|x|. Lipschitz: 1, exact.
+
+    Args:
+        num_channels: size of dimension 1 of the input.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, *) to the same shape."""
+        return x.abs()
+
+    def slope_range(self) -> tuple[Tensor, Tensor]:
+        """-1 and 1."""
+        lo_C, hi_C = _constants(-1.0, 1.0, num_channels=self.num_channels)
+        return lo_C, hi_C
+
+    def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact image of the box."""
+        return range_on_box(self, lo, hi, turning_points=[0.0])
+
+    def local_slope_range(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """Slopes met in the box; both where it touches 0."""
+        right = torch.ones_like(lo)
+        return torch.where(lo > 0, right, -right), torch.where(hi < 0, -right, right)
+
+
 class ELU(AbstractActivation):
     """x for x > 0, else alpha * (exp(x) - 1). Lipschitz: max(1, alpha), exact.
 

@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from math import inf, prod
-from typing import ClassVar, Literal, get_args
+from collections.abc import Mapping, Sequence
+from math import isnan, nan, prod
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tautnet.activations.base import AbstractActivation
+from tautnet.activations.spline_cache import DerivedTensor
+from tautnet.activations.spline_init import DEFAULT_RANGE, Init, Sharing, check_arguments, initial_values, range_of
 from tautnet.factories import Role
 from tautnet.functional import linear_spline as spline
-
-Sharing = Literal["channel", "layer", "neuron"]
-Init = Literal["identity", "relu", "leaky_relu", "absolute", "soft_threshold", "even_odd", "maxmin", "zero"]
-
-
-def _soft_threshold(x: Tensor) -> Tensor:
-    return x.sign() * (x.abs() - 0.5).clamp(min=0)
-
-
-def _leaky_relu(x: Tensor) -> Tensor:
-    return torch.where(x > 0, x, 0.01 * x)
-
-
-_SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": torch.clone,
-    "relu": torch.relu,
-    "leaky_relu": _leaky_relu,
-    "absolute": torch.abs,
-    "soft_threshold": _soft_threshold,
-    "zero": torch.zeros_like,
-}
-
-
-def _initial_coefficients(init: Init, num_curves: int, knots_K: Tensor) -> Tensor:
-    """Values of the initial functions at the knots, shape (num_curves, K)."""
-    if init == "even_odd":  # first half of the curves even, second half odd
-        num_even = (num_curves + 1) // 2
-        names = ["absolute"] * num_even + ["soft_threshold"] * (num_curves - num_even)
-    elif init == "maxmin":  # max and min of two neighbours are combinations of |x| and x
-        names = (["absolute", "identity"] * num_curves)[:num_curves]
-    else:
-        names = [init] * num_curves
-    values = {name: _SHAPES[name](knots_K) for name in set(names)}
-    return torch.stack([values[name] for name in names])
+from tautnet.functional.slope_limits import limit_slopes
+from tautnet.kernels import Backend
 
 
 class LinearSpline(AbstractActivation):
@@ -53,18 +23,17 @@ class LinearSpline(AbstractActivation):
 
     f_c(x) = sum_k c_{c,k} hat((x - t_k) / step) on the uniform knots t_k in [-grid_range, grid_range], continued by the
     border lines outside. NaN gives NaN, and so does an infinite input on a flat border line.
-    Under autocast the arithmetic stays in float32 and the result takes the input's
-    dtype, because a bfloat16 position loses the knot.
+    The arithmetic stays in float32 under autocast and the result takes the input's dtype.
 
     Source: Bohra et al. (2020) for the B-spline form, the grid (51 coefficients on [-4, 4]) and ``leaky_relu``;
-    Aziznejad et al. (2020) for ``tv2``, ``bv2`` and ``even_odd`` (with a soft threshold of 0.5). Differences: of an odd
-    number of curves ``even_odd`` makes the larger half |x| (the authors' code makes a single curve a soft threshold);
-    the knot spacing is not rounded.
+    Aziznejad et al. (2020) for ``tv2``, ``bv2`` and ``even_odd`` (with a soft threshold of 0.5); Ducotterd et al.
+    (2024) for the slope limits and the scale. Differences: of an odd number of curves ``even_odd`` makes the larger
+    half |x| (the authors' code makes a single curve a soft threshold); knot spacing is not rounded; alpha stays > 0.
 
     Args:
         num_channels: size of dimension 1 of the input.
         num_knots: coefficients of a curve, at least 3; odd puts a knot at 0. The authors' ``size``.
-        grid_range: half-width of the knot interval, in the unit of the input, above 0.
+        grid_range: half-width of the knot interval, in the unit of the input, above 0. ``auto``: see ``grid_range.py``.
         init: the function to start from. A kink between two knots is spread over both.
         sharing: one curve per ``channel`` (C curves), one for the ``layer`` (1), or one per ``neuron``
             (C times the positions of ``spatial_shape``).
@@ -72,109 +41,154 @@ class LinearSpline(AbstractActivation):
             experiments). It starts at the mean slope of ``init`` on the grid and the coefficients at the rest, so the
             initial function is the same.
         spatial_shape: shape of an input after (N, C), needed by ``sharing="neuron"`` beyond dense layers.
+        slope_min: smallest slope of the curves, linear term included; None for no limit. Every forward pass takes the
+            parameters through ``functional.slope_limits.limit_slopes``.
+        slope_max: largest slope. -1 and 1: 1-Lipschitz; 0 and None: monotone; 0 and 1: firmly non-expansive.
+        learn_scale: learn alpha > 0 of each curve in f(x) = s(alpha x) / alpha, s the spline above: slopes and TV(2)
+            stay, the knots move to t_k / alpha. alpha = exp(``log_scale``) starts at 1.
+        backend: what computes: auto, reference, cpu or triton, see ``tautnet.kernels.linear_spline``.
 
     Shape:
         (N, C, *) to the same shape, any rank of at least 2, N = 0 included.
 
-    Parameters: ``coefficients`` (curves, K) and, with ``linear_term``, ``linear`` (curves,), role ``activation``.
+    Parameters: ``coefficients`` (curves, K), ``linear`` and ``log_scale`` (curves,), role ``activation``.
     Lipschitz: the largest |slope|, exact, any p.
 
     Raises:
-        ValueError: an argument out of range, or an input of another number of channels or another ``spatial_shape``.
+        ValueError: an argument out of range, an ``init`` beyond the slope limits, an input of another number of
+            channels or another ``spatial_shape``, or a first batch that gives no range.
     """
 
-    parameter_roles: ClassVar[Mapping[str, Role]] = {"coefficients": "activation", "linear": "activation"}
+    parameter_roles: ClassVar[Mapping[str, Role]] = dict.fromkeys(("coefficients", "linear", "log_scale"), "activation")
 
     def __init__(
         self,
         num_channels: int,
         num_knots: int = 51,
-        grid_range: float = 4.0,
+        grid_range: float | Literal["auto"] = 4.0,
         init: Init = "leaky_relu",
         sharing: Sharing = "channel",
         linear_term: bool = False,
         spatial_shape: Sequence[int] = (),
+        slope_min: float | None = None,
+        slope_max: float | None = None,
+        learn_scale: bool = False,
+        backend: Backend = "auto",
     ) -> None:
         super().__init__(num_channels)
-        if not isinstance(num_knots, int) or num_knots < 3:
-            raise ValueError(f"num_knots={num_knots}: an integer of at least 3")
-        if not 0 < grid_range < inf:
-            raise ValueError(f"grid_range={grid_range}: a finite number above 0")
-        if init not in get_args(Init):
-            raise ValueError(f"init={init}: one of {', '.join(get_args(Init))}")
-        if sharing not in get_args(Sharing):
-            raise ValueError(f"sharing={sharing}: one of {', '.join(get_args(Sharing))}")
-        if spatial_shape and sharing != "neuron":
-            raise ValueError(f"spatial_shape={tuple(spatial_shape)}: has an effect with sharing=neuron only")
-        if any(size < 1 for size in spatial_shape):
-            raise ValueError(f"spatial_shape={tuple(spatial_shape)}: integers of at least 1")
-        self.num_knots, self.grid_range, self.sharing = num_knots, float(grid_range), sharing
+        check_arguments(num_knots, grid_range, init, sharing, spatial_shape, slope_min, slope_max, backend)
+        self.awaits_range = grid_range == "auto"
+        self.grid_range = DEFAULT_RANGE if grid_range == "auto" else float(grid_range)
+        self.num_knots, self.init, self.sharing = num_knots, init, sharing
         self.spatial_shape = tuple(spatial_shape)
-        self.num_curves = {"channel": num_channels, "layer": 1, "neuron": num_channels * prod(self.spatial_shape)}[
-            sharing
-        ]
-        knots_K = self.knots().to(torch.get_default_dtype())
-        coefficients_CK = _initial_coefficients(init, self.num_curves, knots_K)
-        self.linear: nn.Parameter | None = None
-        if linear_term:
-            mean_slope_C = (coefficients_CK[:, -1] - coefficients_CK[:, 0]) / (2 * self.grid_range)
-            coefficients_CK = coefficients_CK - mean_slope_C.unsqueeze(1) * knots_K
-            self.linear = nn.Parameter(mean_slope_C)
-        self.coefficients = nn.Parameter(coefficients_CK)
+        self.num_curves = 1 if sharing == "layer" else num_channels * prod(self.spatial_shape)
+        self.slope_min, self.slope_max = slope_min, slope_max
+        self.backend = backend
+        self._limited = slope_min is not None or slope_max is not None
+        self.linear = nn.Parameter(torch.empty(self.num_curves)) if linear_term else None
+        self.log_scale = nn.Parameter(torch.zeros(self.num_curves)) if learn_scale else None
+        self.coefficients = nn.Parameter(torch.empty(self.num_curves, num_knots))
+        self._values = DerivedTensor()
+        self._start()
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Set the parameters to ``init`` on the present grid."""
+        knots_K = self.knots().to(self.coefficients)
+        values_CK = initial_values(self.init, self.num_curves, knots_K)
+        if self.linear is not None:
+            self.linear.copy_((values_CK[:, -1] - values_CK[:, 0]) / (2 * self.grid_range))
+            values_CK = values_CK - self.linear.unsqueeze(1) * knots_K
+        self.coefficients.copy_(values_CK)
 
     def extra_repr(self) -> str:
         """The settings in the module's printed form."""
         return (
             f"{self.num_channels}, num_knots={self.num_knots}, grid_range={self.grid_range}, sharing={self.sharing}, "
-            f"linear_term={self.linear is not None}"
+            f"linear_term={self.linear is not None}, slope_min={self.slope_min}, slope_max={self.slope_max}, "
+            f"learn_scale={self.log_scale is not None}"
         )
 
     def get_extra_state(self) -> Tensor:
-        """``grid_range``, without which the coefficients mean another function."""
-        return torch.tensor(self.grid_range, dtype=torch.float64)
+        """``grid_range``, without which the coefficients mean another function; NaN while it waits for data."""
+        return torch.tensor(nan if self.awaits_range else self.grid_range, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Refuse coefficients of another grid."""
-        if state.item() != self.grid_range:
-            raise ValueError(f"grid_range={self.grid_range}: the loaded spline has {state.item()}")
+        """Take over a grid where there is none yet; refuse coefficients of another one."""
+        loaded = state.item()
+        if self.awaits_range and not isnan(loaded):
+            self.grid_range, self.awaits_range = loaded, False
+        elif loaded != self.grid_range and not (self.awaits_range and isnan(loaded)):
+            raise ValueError(f"grid_range={self.grid_range}: the loaded spline has {loaded}")
+
+    def train(self, mode: bool = True) -> LinearSpline:
+        """Training or evaluation mode; the values kept for evaluation begin anew."""
+        self._values.clear()
+        return super().train(mode)
 
     def knots(self) -> Tensor:
-        """Knot positions, shape (K,), float64, on the CPU."""
+        """Positions of the knots while alpha is 1, shape (K,), float64, on the CPU."""
         return spline.knot_positions(self.num_knots, self.grid_range)
 
     def values_at_knots(self) -> Tensor:
-        """f(t_k), shape (curves, K): the coefficients, plus the linear term where there is one."""
-        if self.linear is None:
+        """The function's values at its knots, shape (curves, K), linear term, scale and slope limits included."""
+        if self.linear is None and self.log_scale is None and not self._limited:
             return self.coefficients
-        return self.coefficients + self.linear.unsqueeze(1) * self.knots().to(self.coefficients)
+        if self.training:
+            return self._effective_values()
+        parameters = [parameter for parameter in self._parameters.values() if parameter is not None]
+        return self._values.get(parameters, self.grid_range, self._effective_values)
 
+    def _effective_values(self) -> Tensor:
+        values_CK: Tensor = self.coefficients
+        if self.linear is not None:
+            values_CK = values_CK + self.linear.unsqueeze(1) * self.knots().to(values_CK)
+        if self.log_scale is not None:
+            values_CK = values_CK / self._scale_C1()
+        return limit_slopes(values_CK, self._step_C1(), self.slope_min, self.slope_max) if self._limited else values_CK
+
+    def _scale_C1(self) -> Tensor:
+        """Alpha of each curve, shape (curves, 1) or (1, 1)."""
+        return self.coefficients.new_ones(1, 1) if self.log_scale is None else self.log_scale.exp().unsqueeze(1)
+
+    def _step_C1(self) -> Tensor:
+        """Distance of the knots of each curve in float64, shape (curves, 1) or (1, 1)."""
+        return spline.knot_step(self.num_knots, self.grid_range) / self._scale_C1().double()
+
+    @torch.no_grad()
     def points(self) -> tuple[Tensor, Tensor]:
         """Knot positions and values of every curve, each (curves, K), float64 on the CPU: the function itself.
 
         Between two points it is straight, outside the border lines go on; however the parameters say so.
         """
-        values_CK = self.values_at_knots().detach().to("cpu", torch.float64)
-        return self.knots().expand_as(values_CK), values_CK
+        values_CK = self.values_at_knots().detach().to("cpu", torch.float64, copy=True)
+        return (self.knots() / self._scale_C1().to("cpu", torch.float64)).expand_as(values_CK), values_CK
 
     @torch.no_grad()
     def set_values_(self, values_CK: Tensor) -> None:
         """Change the coefficients so that the curves take these values at the positions of ``points()``.
 
         Args:
-            values_CK: shape (curves, K); float64 keeps what the coefficients can hold.
+            values_CK: shape (curves, K); float64 keeps what the coefficients can hold. Slope limits go on to act.
         """
+        values_CK = values_CK * self._scale_C1().to(values_CK)
         if self.linear is not None:
             values_CK = values_CK - self.linear.to(values_CK).unsqueeze(1) * self.knots().to(values_CK)
         self.coefficients.copy_(values_CK)
+        self.awaits_range = False  # a range from data would start ``init`` anew
 
+    @torch.no_grad()
     def slopes(self) -> Tensor:
         """Slopes between knots, shape (curves, K-1), in float64 on the CPU: for bounds, not for training."""
-        slopes = spline.slopes(self.coefficients.to("cpu", torch.float64), self.grid_range)
+        if self._limited:  # of the stored values
+            return self.values_at_knots().to("cpu", torch.float64).diff(dim=1) / self._step_C1().cpu()
+        slopes = spline.slopes(self.coefficients.to("cpu", torch.float64), self.grid_range)  # alpha leaves them
         return slopes if self.linear is None else slopes + self.linear.to("cpu", torch.float64).unsqueeze(1)
 
     def slope_changes(self) -> Tensor:
         """Changes of slope at the inner knots, shape (curves, K-2)."""
-        return spline.slope_changes(self.coefficients, self.grid_range)
+        values_CK = self.values_at_knots() * self._scale_C1() if self._limited else self.coefficients
+        return spline.slope_changes(values_CK, self.grid_range)
 
     def num_active_knots(self, threshold: float = 1e-3) -> int:
         """How many slope changes exceed ``threshold`` in size, over all curves.
@@ -185,26 +199,31 @@ class LinearSpline(AbstractActivation):
 
     def tv2(self) -> Tensor:
         """Second-order total variation of each curve, shape (curves,)."""
-        return spline.tv2(self.coefficients, self.grid_range)
+        return self.slope_changes().abs().sum(dim=1)
 
     def bv2(self) -> Tensor:
         """TV(2)(f) + |f(0)| + |f(1)| of each curve, shape (curves,). Source: Aziznejad et al. (2020)."""
-        at_0, at_1 = (spline.value_at(point, self.values_at_knots(), self.grid_range) for point in (0.0, 1.0))
-        return self.tv2() + at_0.abs() + at_1.abs()
+        one_C1 = self._scale_C1().expand(self.num_curves, 1)  # where 1 lies on the grid
+        points_1C2 = torch.cat([0 * one_C1, one_C1], dim=1).unsqueeze(0)
+        values_1C2 = spline.evaluate(points_1C2, self.values_at_knots(), self.grid_range, self.backend)
+        return self.tv2() + values_1C2[0].abs().sum(dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *) to the same shape and dtype."""
-        dtype = torch.promote_types(torch.promote_types(x.dtype, self.coefficients.dtype), torch.float32)
-        values_CK = self.values_at_knots().to(dtype)
-        y = spline.evaluate(self._as_curves(x.to(dtype)), values_CK, self.grid_range)
+        found = range_of(x) if self.awaits_range and self.training else None
+        if found is not None:
+            self.grid_range, self.awaits_range = found, False
+            self._start()
+        y = spline.evaluate(self._as_curves(x), self.values_at_knots(), self.grid_range, self.backend)
         return y.reshape(x.shape).to(x.dtype)
+
+    def share_outside(self, x: Tensor) -> float:
+        """Share of the elements of an input (N, C, *) that lie outside their curve's grid, 0 to 1."""
+        return float((self._as_curves(x).abs() > self.grid_range).double().mean())
 
     def slope_range(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest slope of each channel, exact."""
-        slopes = self.slopes()
-        if self.sharing == "layer":
-            slopes = slopes.expand(self.num_channels, -1)
-        slopes_C = slopes.reshape(self.num_channels, -1)
+        slopes_C = self.slopes().expand(max(self.num_curves, self.num_channels), -1).reshape(self.num_channels, -1)
         return slopes_C.min(dim=1).values, slopes_C.max(dim=1).values
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,22 +233,18 @@ class LinearSpline(AbstractActivation):
 
     def local_slope_range(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """Exact range of slopes over the box, both slopes at a knot included."""
-        low, high = spline.local_slope_range(
-            self._as_curves(lo), self._as_curves(hi), self.values_at_knots(), self.grid_range
-        )
+        scaled_CK = self.values_at_knots() * self._scale_C1()
+        low, high = spline.local_slope_range(self._as_curves(lo), self._as_curves(hi), scaled_CK, self.grid_range)
         return low.reshape(lo.shape), high.reshape(hi.shape)
 
     def _as_curves(self, x: Tensor) -> Tensor:
-        """View (N, C, *) as (N, curves, S): column c holds the inputs of curve c."""
+        """(N, C, *), or (N, curves) for neurons, times alpha: ``[:, c]`` holds the positions on the grid of curve c."""
         if x.dim() < 2 or x.shape[1] != self.num_channels:
             raise ValueError(f"input of shape {tuple(x.shape)}: this spline takes (N, {self.num_channels}, *)")
-        if self.sharing == "layer":
-            return x.reshape(1, 1, x.numel())
-        if self.sharing == "channel":
-            return x.reshape(x.shape[0], self.num_curves, prod(x.shape[2:]))
-        if x.shape[2:] != self.spatial_shape:
+        if self.sharing == "neuron" and x.shape[2:] != self.spatial_shape:
             raise ValueError(
                 f"sharing=neuron: a curve for every neuron of shape {(self.num_channels, *self.spatial_shape)}, the "
                 f"layer has {tuple(x.shape[1:])}; in convolutional networks use sharing=channel or layer"
             )
-        return x.reshape(x.shape[0], self.num_curves, 1)
+        curves = x.flatten(1) if self.sharing == "neuron" else x  # else whatever its strides: a copy costs more
+        return curves if self.log_scale is None else curves * spline.beside(curves, self._scale_C1().flatten())

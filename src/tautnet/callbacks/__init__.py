@@ -2,5 +2,6 @@
 
 from tautnet.callbacks.lipschitz_monitor import LipschitzMonitor
 from tautnet.callbacks.spline_monitor import SplineMonitor
+from tautnet.callbacks.spline_sparsifier import SplineSparsifier
 
-__all__ = ["LipschitzMonitor", "SplineMonitor"]
+__all__ = ["LipschitzMonitor", "SplineMonitor", "SplineSparsifier"]

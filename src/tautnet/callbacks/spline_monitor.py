@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ from tautnet.activations import AbstractActivation, LinearSpline
 from tautnet.models.base import AbstractModel
 from tautnet.splines.plot import plot_activation
 
+_log = logging.getLogger(__name__)
+MUCH_OUTSIDE = 0.5  # of a layer's inputs: most of its knots then learn nothing
+
 
 class SplineMonitor(pl.Callback):
-    """Logs active knots and TV(2) of all splines, and a figure of each layer's learned activations.
+    """Logs active knots and TV(2) of all splines, the share of the inputs outside each grid, and figures of the curves.
+
+    A layer with more than half of its validation inputs outside its grid is named in a warning, once.
 
     The figures show the curves, their knots and, shaded, the range that the layer's inputs visited in the last
     validation. They go to TensorBoard, and as PNG files to ``folder`` at the end of training.
@@ -36,6 +42,8 @@ class SplineMonitor(pl.Callback):
             raise ValueError(f"figure_every_n_epochs={figure_every_n_epochs}: at least 1")
         self.figure_every_n_epochs, self.folder = figure_every_n_epochs, folder
         self._visited: dict[str, tuple[float, float]] = {}
+        self._outside: dict[str, tuple[float, int]] = {}  # elements outside the grid, and all
+        self._warned: set[str] = set()
         self._handles: list[RemovableHandle] = []
 
     @staticmethod
@@ -49,7 +57,7 @@ class SplineMonitor(pl.Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with no inputs seen."""
-        self._visited = {}
+        self._visited, self._outside = {}, {}
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -75,12 +83,17 @@ class SplineMonitor(pl.Callback):
             lo, hi = (float(end) for end in inputs[0].detach().aminmax())
             old_lo, old_hi = self._visited.get(path, (lo, hi))
             self._visited[path] = (min(lo, old_lo), max(hi, old_hi))
+            if isinstance(module, LinearSpline):
+                outside, seen = self._outside.get(path, (0.0, 0))
+                size = inputs[0].numel()
+                self._outside[path] = (outside + size * module.share_outside(inputs[0].detach()), seen + size)
 
         return record
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the counts; draw every n-th epoch."""
+        """Log the counts and what lies outside; draw every n-th epoch."""
         self._log_counts(pl_module)
+        self._log_outside(pl_module)
         if trainer.state.fn == TrainerFn.FITTING and (trainer.current_epoch + 1) % self.figure_every_n_epochs == 0:
             self._draw(trainer, pl_module)
 
@@ -116,6 +129,15 @@ class SplineMonitor(pl.Callback):
         if splines:
             model.log(logkeys.ACTIVE_KNOTS, float(sum(spline.num_active_knots() for spline in splines)))
             model.log(logkeys.TV2, float(sum(spline.tv2().sum().item() for spline in splines)))
+
+    def _log_outside(self, model: pl.LightningModule) -> None:
+        for path, (outside, seen) in self._outside.items():
+            share = outside / seen
+            model.log(logkeys.outside(path), share)
+            if share > MUCH_OUTSIDE and path not in self._warned:
+                self._warned.add(path)
+                amount = "all inputs" if outside == seen else f"{share:.0%} of the inputs"
+                _log.warning("%s: %s lie outside the spline's grid; grid_range can be larger, or auto", path, amount)
 
     def _draw(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -1,9 +1,9 @@
-r"""Linear splines on a uniform grid: evaluation, slopes, total variation, images of boxes.
+r"""Linear splines on a uniform grid: evaluation, slopes, images of boxes.
 
 A spline has K coefficients, its values at the knots ``t_k = -grid_range + k * step`` with
 ``step = 2 * grid_range / (K - 1)``; between knots it is a straight line, outside the grid the border line goes on.
-All functions take ``coefficients_CK``, one spline a row. The border coefficients fix the two border lines and carry no
-change of slope, so K coefficients have K - 2 slope changes.
+All functions take ``coefficients_CK``, one spline a row, or a single one for all, and points (N, C, *). The border
+coefficients fix the two border lines and carry no change of slope, so K coefficients have K - 2 slope changes.
 
 Source: Bohra, Campos, Gupta, Aziznejad, Unser (2020), B-spline form; the formulas are given where they are used.
 """
@@ -54,43 +54,30 @@ def evaluate(x: Tensor, coefficients_CK: Tensor, grid_range: float, backend: str
     return linear_spline(points, coefficients_CK.to(wide), grid_range, backend).to(x.dtype)
 
 
-def tv2(coefficients_CK: Tensor, grid_range: float) -> Tensor:
-    """Second-order total variation of each spline, the sum of |a_k|, shape (C,).
-
-    Source: Aziznejad, Gupta, Campos, Unser (2020), TV(2)(f) = ||D^2 f||_M, which for a linear spline is this sum.
-    """
-    return slope_changes(coefficients_CK, grid_range).abs().sum(dim=1)
+def beside(x: Tensor, values_C: Tensor) -> Tensor:
+    """One value a curve, shaped to broadcast against x of (N, C, *)."""
+    return values_C.view(-1, *[1] * (x.dim() - 2))
 
 
-def value_at(point: float, coefficients_CK: Tensor, grid_range: float) -> Tensor:
-    """Value of every spline at one point, shape (C,)."""
-    points_1C1 = coefficients_CK.new_full((1, coefficients_CK.shape[0], 1), point)
-    return evaluate(points_1C1, coefficients_CK, grid_range).flatten()
-
-
-def interval(lo_NCS: Tensor, hi_NCS: Tensor, coefficients_CK: Tensor, grid_range: float) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of spline c on [lo, hi]: taken at an end or at a knot inside."""
-    ends = (evaluate(lo_NCS, coefficients_CK, grid_range), evaluate(hi_NCS, coefficients_CK, grid_range))
+def interval(lo: Tensor, hi: Tensor, coefficients_CK: Tensor, grid_range: float) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of spline c on ``[lo[:, c], hi[:, c]]``: taken at an end or at a knot inside."""
+    ends = (evaluate(lo, coefficients_CK, grid_range), evaluate(hi, coefficients_CK, grid_range))
     low, high = torch.minimum(*ends), torch.maximum(*ends)
     knots = knot_positions(coefficients_CK.shape[1], grid_range).tolist()
-    for knot, value_C1 in zip(knots, coefficients_CK.unsqueeze(2).unbind(1), strict=True):
-        inside = (lo_NCS <= knot) & (knot <= hi_NCS)
-        low = torch.where(inside, torch.minimum(low, value_C1), low)
-        high = torch.where(inside, torch.maximum(high, value_C1), high)
+    for knot, value_C in zip(knots, coefficients_CK.unbind(1), strict=True):
+        inside, value = (lo <= knot) & (knot <= hi), beside(lo, value_C)
+        low = torch.where(inside, torch.minimum(low, value), low)
+        high = torch.where(inside, torch.maximum(high, value), high)
     return low, high
 
 
-def local_slope_range(
-    lo_NCS: Tensor, hi_NCS: Tensor, coefficients_CK: Tensor, grid_range: float
-) -> tuple[Tensor, Tensor]:
-    """Smallest and largest slope of spline c among the cells that [lo, hi] touches."""
+def local_slope_range(lo: Tensor, hi: Tensor, coefficients_CK: Tensor, grid_range: float) -> tuple[Tensor, Tensor]:
+    """Smallest and largest slope of spline c among the cells that ``[lo[:, c], hi[:, c]]`` touches."""
     knots = knot_positions(coefficients_CK.shape[1], grid_range).tolist()
     starts, ends = [-float("inf"), *knots[1:-1]], [*knots[1:-1], float("inf")]
-    smallest, largest = torch.full_like(lo_NCS, float("inf")), torch.full_like(lo_NCS, -float("inf"))
-    for start, end, slope_C1 in zip(
-        starts, ends, slopes(coefficients_CK, grid_range).unsqueeze(2).unbind(1), strict=True
-    ):
-        touched = (lo_NCS <= end) & (start <= hi_NCS)
-        smallest = torch.where(touched, torch.minimum(smallest, slope_C1), smallest)
-        largest = torch.where(touched, torch.maximum(largest, slope_C1), largest)
+    smallest, largest = torch.full_like(lo, float("inf")), torch.full_like(lo, -float("inf"))
+    for start, end, slope_C in zip(starts, ends, slopes(coefficients_CK, grid_range).unbind(1), strict=True):
+        touched, slope = (lo <= end) & (start <= hi), beside(lo, slope_C)
+        smallest = torch.where(touched, torch.minimum(smallest, slope), smallest)
+        largest = torch.where(touched, torch.maximum(largest, slope), largest)
     return smallest, largest

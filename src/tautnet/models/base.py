@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from tautnet import logkeys
+from tautnet.activations.grid_range import calibrate_grids_
 from tautnet.backbones.layers import LayerFactory
 from tautnet.config import ConfigError, build
 from tautnet.factories import Projected, Task
@@ -67,6 +68,20 @@ class AbstractModel(pl.LightningModule, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """The network's output."""
         return self.net(x)
+
+    def calibrate_(self, x: Tensor) -> None:
+        """Set what waits for data (``grid_range=auto``), before the model is copied, compiled or fitted.
+
+        Args:
+            x: inputs of a training batch.
+
+        Raises:
+            ConfigError: a batch from which a spline gets no range.
+        """
+        try:
+            calibrate_grids_(self.net, x)
+        except ValueError as error:
+            raise ConfigError(f"activation.{error}") from error
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Task loss plus penalties, every term logged by name."""

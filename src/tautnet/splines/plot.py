@@ -33,9 +33,10 @@ def plot_activation(activation: AbstractActivation, title: str, visited_lo: floa
     for channel in shown:
         (line,) = axes.plot(x_S.float().cpu(), curves_CS[channel].float().cpu(), linewidth=1)
         if isinstance(activation, LinearSpline):
-            values_K = activation.values_at_knots()[channel].float().cpu()
+            positions_CK, values_CK = activation.points()
             active_K = torch.nn.functional.pad(activation.slope_changes()[channel].abs() > 1e-3, (1, 1)).cpu()
-            axes.plot(activation.knots()[active_K], values_K[active_K], ".", markersize=3, color=line.get_color())
+            active = positions_CK[channel, active_K], values_CK[channel, active_K]
+            axes.plot(*active, ".", markersize=3, color=line.get_color())
     axes.set_title(f"{title}: {len(shown)} of {len(curves_CS)} curves", fontsize=9)
     axes.set_xlabel("input")
     axes.legend(loc="upper left", fontsize=7)
@@ -47,5 +48,7 @@ def _curves(activation: AbstractActivation, x_S: torch.Tensor) -> torch.Tensor:
     """Values at x_S, one row a curve."""
     if not isinstance(activation, LinearSpline):
         return activation(x_S.expand(1, activation.num_channels, -1))[0]
-    values_CK = activation.values_at_knots()
-    return evaluate(x_S.expand(1, len(values_CK), -1), values_CK, activation.grid_range)[0]
+    positions_CK, values_CK = activation.points()
+    # in units of the curve's half-width, which a learned scale makes its own
+    x_1CS = (x_S.double().cpu() / positions_CK[:, -1:]).unsqueeze(0)
+    return evaluate(x_1CS, values_CK, 1.0)[0]
