@@ -63,8 +63,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     folder = str(tmp_path_factory.mktemp("cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", folder)
     if _KERNELS:
-        Path(folder, "tautnet").mkdir()
-        Path(folder, "tautnet", _KERNELS.name).symlink_to(_KERNELS)
+        Path(folder, _KERNELS.parent.name).symlink_to(_KERNELS.parent)
     monkeypatch.setenv("HF_DATASETS_CACHE", folder)
     if "datasets" in sys.modules:  # it read the environment when it was imported
         monkeypatch.setattr(sys.modules["datasets"].config, "HF_DATASETS_CACHE", folder)

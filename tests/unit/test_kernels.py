@@ -366,7 +366,7 @@ def test_a_compiler_that_fails_leaves_the_reference_and_no_files(monkeypatch, ca
             assert not native.available()
         assert len(caplog.records) == 1
         assert "failed" in caplog.records[0].getMessage()
-        assert not list((tmp_path / "tautnet").iterdir())
+        assert not list((tmp_path / "tautnet-kernels").iterdir())
     finally:
         native._library.cache_clear()
 

@@ -113,7 +113,7 @@ def _library() -> ctypes.CDLL | None:
 
 def _compiled(compiler: str) -> Path:
     """The library in the cache, compiled if it is not there."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tautnet"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tautnet-kernels"
     path = folder / f"linear_spline-{_fingerprint(compiler)}.so"
     if path.is_file():
         return path
