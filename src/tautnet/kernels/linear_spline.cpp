@@ -196,9 +196,9 @@ struct Looked {
     }
 };
 
-// The vectors of a patch, up to 16 at a time: enough that what the first ones store has landed when it is loaded again.
+// The vectors of a patch, up to 8 at a time: enough that what the first ones store has landed when it is loaded again.
 struct Vectors {
-    static constexpr int kMost = 16;
+    static constexpr int kMost = 8;
     struct Vector {
         int64_t offset, column;
         __mmask16 mask;  // lanes inside the patch
@@ -219,7 +219,7 @@ struct Vectors {
     int64_t rows_, width_, stride_, row_ = 0, column_ = 0;
 };
 
-// What is known of the elements of up to 16 vectors. Lanes outside the patch count as x = 0 and g = 0.
+// What is known of the elements of up to 8 vectors. Lanes outside the patch count as x = 0 and g = 0.
 struct Elements {
     alignas(64) int32_t cells[16 * Vectors::kMost];
     alignas(64) float fractions[16 * Vectors::kMost];
