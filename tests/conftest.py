@@ -62,7 +62,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     """Nothing is found in, or left in, the caches of the user or of another test."""
     folder = str(tmp_path_factory.mktemp("cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", folder)
-    if _KERNELS:
+    if _KERNELS and _KERNELS.exists():
         Path(folder, _KERNELS.parent.name).symlink_to(_KERNELS.parent)
     monkeypatch.setenv("HF_DATASETS_CACHE", folder)
     if "datasets" in sys.modules:  # it read the environment when it was imported

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tautnet import logkeys
-from tautnet.config import ConfigError, build, locate, plain
+from tautnet.config import ConfigError, build, key_of, locate, plain
 from tautnet.factories import DataError
 from tautnet.optim.settings import role_settings
 from tautnet.optim.steps import check_steps
@@ -171,7 +171,8 @@ def _try_batch(
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             outputs = deepcopy(model.net).train()(x)
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"data.batch_size={settings['data'].get('batch_size')}: {error}") from error
+        batch_size = f"data.batch_size={settings['data'].get('batch_size')}: "
+        raise ConfigError(f"{key_of(error, settings, 'activation') or batch_size}{error}") from error
     classes = model.task == "classification"
     if outputs.shape != targets.shape and not (classes and outputs.dim() == 2):
         shape, needed = tuple(outputs.shape), "(batch, classes)" if classes else tuple(targets.shape)

@@ -186,3 +186,8 @@ def _describe(hint: Any) -> str:
         NoneType: "null",
     }
     return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def key_of(error: Exception, settings: Mapping[str, Any], part: str) -> str:
+    """``part.`` if the message of an error begins with one of that part's arguments, else nothing."""
+    return f"{part}." if str(error).partition("=")[0] in settings[part] else ""

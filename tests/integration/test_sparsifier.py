@@ -249,3 +249,32 @@ def test_the_command_of_the_readme(tmp_path):
     again = json.loads((alone / "result.json").read_text())["metrics"]
     for name in ("test/acc", "test/loss", "spline/active_knots", "lipschitz/bound_p2"):
         assert again[name] == measured[name]
+
+
+def test_a_change_is_passed_on_by_the_changed_layer():
+    before = nn.Sequential(LinearSpline(1, 5, 2.0, init="identity"), LinearSpline(1, 5, 2.0, init="zero"))
+    after = copy.deepcopy(before)
+    after[0].set_values_(after[0].points()[1] + 1.0)
+    after[1].set_values_(before[0].points()[1])
+    x = torch.tensor([[-1.0], [1.0]])
+    assert (after(x) - before(x)).norm(dim=1).max() == 2.0
+    assert output_change_bound(before, after, [x]) == pytest.approx(2.0, rel=1e-6)
+
+
+def test_a_network_that_diverged_is_left_as_it_is(command, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = ["data=area", "model=mlp", "trainer.max_epochs=1", "callbacks=sparsify", "optimizer.lr=1e30"]
+    assert command(*arguments, "trainer.enable_progress_bar=false", "logger=none", f"hydra.run.dir={run}") == 0
+    assert "Not sparsified: the trained weights are not finite." in capsys.readouterr().out
+    assert "sparsify/knots_after" not in json.loads((run / "result.json").read_text())["metrics"]
+
+
+def test_a_fit_that_validated_nothing_is_refused_in_one_line(command, tmp_path, capsys):
+    arguments = ["data=area", "model=mlp", "trainer.max_epochs=1", "callbacks=sparsify", "logger=none"]
+    assert (
+        command(
+            *arguments, "+trainer.check_val_every_n_epoch=3", "~callbacks.best", f"hydra.run.dir={tmp_path / 'run'}"
+        )
+        == 2
+    )
+    assert "callbacks.sparsify: nothing was validated" in capsys.readouterr().err

@@ -4,6 +4,8 @@ import copy
 import io
 import pickle
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -793,3 +795,51 @@ def test_values_that_were_set_end_the_wait():
     spline.set_values_(torch.ones(3, 11))
     close(spline(9 * torch.randn(4, 3)), 1.0)
     assert not spline.awaits_range
+
+
+@pytest.mark.parametrize("settings", [{"slope_min": -1.0, "slope_max": 1.0}, {"linear_term": True}])
+def test_an_optimizer_that_leaves_no_trace_is_seen_in_evaluation(settings):
+    """The fused optimizers change parameters without raising their version."""
+    spline = LinearSpline(3, 9, 1.0, init="absolute", **settings).float().eval()
+    optimizer = torch.optim.Adam(spline.parameters(), lr=0.1, fused=True)
+    x = torch.randn(20, 3, dtype=torch.float32)
+    for _ in range(3):
+        optimizer.zero_grad()
+        spline(x).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            kept = spline(x)
+        torch.testing.assert_close(kept, spline(x).detach(), rtol=0, atol=0)
+
+
+def test_threads_that_switch_modes_get_their_values():
+    spline = LinearSpline(3, 9, 1.0, init="relu", slope_max=1.0)
+    x = torch.randn(5, 3)
+    expected = spline(x).detach()
+
+    def serve(_):
+        for _ in range(300):
+            spline.eval()
+            with torch.no_grad():
+                torch.testing.assert_close(spline(x), expected)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(serve, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("grid_range", [1e-38, 1e39, float("inf"), float("nan"), 0.0, -1.0, None])
+def test_a_range_that_float32_cannot_count_on_is_refused(grid_range):
+    with pytest.raises(ValueError, match=re.escape(f"grid_range={grid_range}")):
+        LinearSpline(2, 9, grid_range)
+
+
+def test_a_scale_cannot_leave_the_numbers():
+    spline = LinearSpline(1, 9, 1.0, init="relu", slope_max=1.0, learn_scale=True).float().eval()
+    for log_scale in (-500.0, 500.0):
+        nn.init.constant_(spline.log_scale, log_scale)
+        assert spline(torch.tensor([[-1.0], [0.0], [1.0]])).isfinite().all()

@@ -132,6 +132,7 @@ def zeros(layer: nn.Module) -> nn.Module:
         (nn.Sequential(nn.Linear(2, 2)), "no spline"),
         (nn.Sequential(LinearSpline(2, 5, 1.0)), "balanced=True: the network has no linear"),
         (nn.Sequential(nn.Linear(2, 2), LinearSpline(2, 5, 1.0, init="zero")), "balanced=True: 1 starts at 0"),
+        (nn.Sequential(nn.Linear(2, 2), LinearSpline(2, 51, 4.0, init="identity").float()), "balanced=True: 1 starts"),
         (
             nn.Sequential(LinearSpline(1, 5), nn.Conv2d(1, 2, 1), zeros(nn.Conv2d(2, 2, 1))),
             "balanced=True: 2 starts",

@@ -200,3 +200,12 @@ def test_changes_that_became_zero_are_so_to_the_rounding_of_the_values():
     assert gone.abs().max() <= 2 * torch.finfo(torch.float32).eps * float(shrunk.abs().max()) / 0.16
     again = shrink_slope_changes(shrunk, 0.16, 1e-4)
     assert slope_changes(again.double(), 4.0)[changes.abs() < changes.abs().median()].abs().max() <= 2e-4
+
+
+def test_low_precision_values_are_limited_in_float32():
+    step = torch.full((1, 1), 0.16, dtype=torch.float64)
+    for dtype in (torch.bfloat16, torch.float16):
+        values = torch.randn(3, 21).to(dtype)
+        stored = limit_slopes(values, step, -1.0, 1.0)
+        assert torch.equal(stored, limit_slopes(values.float(), step, -1.0, 1.0))
+        assert stored.dtype == torch.float32

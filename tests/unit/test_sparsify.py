@@ -400,3 +400,9 @@ def test_bad_arguments(threshold):
     nn.init.constant_(spline.coefficients, threshold if math.isnan(threshold) else math.inf)
     with pytest.raises(ValueError, match="not finite"):
         sparsify_(nn.Sequential(spline), 0.1)
+
+
+def test_scores_of_many_curves_are_those_of_each_alone():
+    curves = torch.randn(150, 6, dtype=torch.float64)
+    alone = torch.cat([removal_scores(curve.unsqueeze(0)) for curve in curves])
+    torch.testing.assert_close(removal_scores(curves), alone)

@@ -475,3 +475,36 @@ def test_a_spline_that_is_not_finite_is_refused():
     nn.init.constant_(spline.coefficients, float("nan"))
     with pytest.raises(ValueError, match="finite"):
         to_relu_sum(spline)
+
+
+def put(name, value):
+    return lambda layer: layer.update({name: value})
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        *(put("num_channels", value) for value in ("4", 7, 0)),
+        *(put("sharing", value) for value in ("x", [1])),
+        *(put("grid_range", value) for value in ("auto", 0, None)),
+        put("spatial_shape", "abc"),
+        put("curves", []),
+        lambda layer: layer["curves"][0].update(value_at_0=3.0),
+        lambda layer: layer["curves"][0].update(value_at_0=10**400),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(tmp_path, edit):
+    path = tmp_path / "splines.json"
+    save_json(LinearSpline(4), path)
+    document = json.loads(path.read_text())
+    edit(document["layers"][""])
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"splines.json: a file of tautnet splines"):
+        load_tables(path)
+
+
+def test_endless_brackets_are_refused(tmp_path):
+    path = tmp_path / "splines.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"splines.json: a file of tautnet splines"):
+        load_tables(path)

@@ -22,18 +22,18 @@ class LinearSpline(AbstractActivation):
     r"""One learned linear spline for each channel, layer or neuron.
 
     f_c(x) = sum_k c_{c,k} hat((x - t_k) / step) on the uniform knots t_k in [-grid_range, grid_range], continued by the
-    border lines outside. NaN gives NaN, and so does an infinite input on a flat border line.
-    The arithmetic stays in float32 under autocast and the result takes the input's dtype.
+    border lines outside. NaN gives NaN, and so does an infinite input on a flat border line. The arithmetic stays in
+    float32 under autocast and the result takes the input's dtype.
 
     Source: Bohra et al. (2020) for the B-spline form, the grid (51 coefficients on [-4, 4]) and ``leaky_relu``;
-    Aziznejad et al. (2020) for ``tv2``, ``bv2`` and ``even_odd`` (with a soft threshold of 0.5); Ducotterd et al.
-    (2024) for the slope limits and the scale. Differences: of an odd number of curves ``even_odd`` makes the larger
-    half |x| (the authors' code makes a single curve a soft threshold); knot spacing is not rounded; alpha stays > 0.
+    Aziznejad et al. (2020) for ``tv2``, ``bv2``, ``even_odd`` (soft threshold of 0.5); Ducotterd et al. (2024) for the
+    slope limits and the scale. Differences: of an odd number of curves ``even_odd`` makes the larger half |x| (the
+    authors' code makes a single curve a soft threshold); knot spacing is not rounded; alpha stays > 0.
 
     Args:
         num_channels: size of dimension 1 of the input.
         num_knots: coefficients of a curve, at least 3; odd puts a knot at 0. The authors' ``size``.
-        grid_range: half-width of the knot interval, in the unit of the input, above 0. ``auto``: see ``grid_range.py``.
+        grid_range: half-width of the knot interval, unit of the input, 1e-30 to 1e30. ``auto``: see ``grid_range.py``.
         init: the function to start from. A kink between two knots is spread over both.
         sharing: one curve per ``channel`` (C curves), one for the ``layer`` (1), or one per ``neuron``
             (C times the positions of ``spatial_shape``).
@@ -45,7 +45,7 @@ class LinearSpline(AbstractActivation):
             parameters through ``functional.slope_limits.limit_slopes``.
         slope_max: largest slope. -1 and 1: 1-Lipschitz; 0 and None: monotone; 0 and 1: firmly non-expansive.
         learn_scale: learn alpha > 0 of each curve in f(x) = s(alpha x) / alpha, s the spline above: slopes and TV(2)
-            stay, the knots move to t_k / alpha. alpha = exp(``log_scale``) starts at 1.
+            stay, the knots move to t_k / alpha. alpha = exp(``log_scale``) starts at 1 (and stays in e^±60).
         backend: what computes: auto, reference, cpu or triton, see ``tautnet.kernels.linear_spline``.
 
     Shape:
@@ -116,7 +116,7 @@ class LinearSpline(AbstractActivation):
     def set_extra_state(self, state: Tensor) -> None:
         """Take over a grid where there is none yet; refuse coefficients of another one."""
         loaded = state.item()
-        if self.awaits_range and not isnan(loaded):
+        if self.awaits_range and 1e-30 <= loaded <= 1e30:
             self.grid_range, self.awaits_range = loaded, False
         elif loaded != self.grid_range and not (self.awaits_range and isnan(loaded)):
             raise ValueError(f"grid_range={self.grid_range}: the loaded spline has {loaded}")
@@ -127,7 +127,7 @@ class LinearSpline(AbstractActivation):
         return super().train(mode)
 
     def knots(self) -> Tensor:
-        """Positions of the knots while alpha is 1, shape (K,), float64, on the CPU."""
+        """Positions of the knots while alpha is 1, shape (K,), float64, CPU."""
         return spline.knot_positions(self.num_knots, self.grid_range)
 
     def values_at_knots(self) -> Tensor:
@@ -149,7 +149,8 @@ class LinearSpline(AbstractActivation):
 
     def _scale_C1(self) -> Tensor:
         """Alpha of each curve, shape (curves, 1) or (1, 1)."""
-        return self.coefficients.new_ones(1, 1) if self.log_scale is None else self.log_scale.exp().unsqueeze(1)
+        log_scale = self.coefficients.new_zeros(1) if self.log_scale is None else self.log_scale
+        return log_scale.clamp(-60, 60).exp().unsqueeze(1)
 
     def _step_C1(self) -> Tensor:
         """Distance of the knots of each curve in float64, shape (curves, 1) or (1, 1)."""
@@ -157,10 +158,7 @@ class LinearSpline(AbstractActivation):
 
     @torch.no_grad()
     def points(self) -> tuple[Tensor, Tensor]:
-        """Knot positions and values of every curve, each (curves, K), float64 on the CPU: the function itself.
-
-        Between two points it is straight, outside the border lines go on; however the parameters say so.
-        """
+        """Knot positions and values of every curve, each (curves, K), float64 on the CPU: the function itself."""
         values_CK = self.values_at_knots().detach().to("cpu", torch.float64, copy=True)
         return (self.knots() / self._scale_C1().to("cpu", torch.float64)).expand_as(values_CK), values_CK
 
@@ -214,8 +212,8 @@ class LinearSpline(AbstractActivation):
         if found is not None:
             self.grid_range, self.awaits_range = found, False
             self._start()
-        y = spline.evaluate(self._as_curves(x), self.values_at_knots(), self.grid_range, self.backend)
-        return y.reshape(x.shape).to(x.dtype)
+        y = spline.evaluate(self._as_curves(x), self.values_at_knots(), self.grid_range, self.backend).to(x.dtype)
+        return y if y.shape == x.shape else y.reshape(x.shape)
 
     def share_outside(self, x: Tensor) -> float:
         """Share of the elements of an input (N, C, *) that lie outside their curve's grid, 0 to 1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,9 @@ class DerivedTensor:
 
     A change is another object, another storage (``.to()``, ``.double()``) or an operation in place. What is written
     through ``parameter.data`` goes unseen: call ``clear``. Nothing is kept while a derivative may be asked for, while a
-    graph is traced, or of parameters that are no longer plain ones (``torch.func.functional_call``). Copies and pickles
-    are empty.
+    graph is traced, or of parameters that are no longer plain ones (``torch.func.functional_call``); and what was kept
+    before that is forgotten, because the fused optimizers change parameters without a trace. Copies and pickles are
+    empty. Several threads may ask at once.
     """
 
     def __init__(self) -> None:
@@ -25,20 +27,25 @@ class DerivedTensor:
 
     def clear(self) -> None:
         """Forget the tensor."""
-        self._value: Tensor | None = None
-        self._parameters: list[nn.Parameter] = []  # kept alive, so that no other object gets the same id
-        self._key: tuple[object, ...] = ()
+        self._kept: _Kept | None = None  # read and replaced as a whole, for the threads
 
     def get(self, parameters: Sequence[nn.Parameter], setting: float, compute: Callable[[], Tensor]) -> Tensor:
         """``compute()``, or what it gave last time for the same parameters and the same ``setting``."""
         if not _may_keep(parameters):
+            self.clear()
             return compute()
         key = (setting, *((id(p), p._version, p.data_ptr()) for p in parameters))
-        if self._value is None or key != self._key:
+        kept = self._kept
+        if kept is None or kept.key != key:
             with torch.inference_mode(False), torch.no_grad():  # a tensor of inference mode could not be used outside
-                self._value = compute()
-            self._parameters, self._key = list(parameters), key
-        return self._value
+                kept = self._kept = _Kept(key, list(parameters), compute())
+        return kept.value
+
+
+class _Kept(NamedTuple):
+    key: tuple[object, ...]
+    parameters: list[nn.Parameter]  # kept alive, so that no other object gets the same id
+    value: Tensor
 
 
 def _may_keep(parameters: Sequence[nn.Parameter]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import inf, isfinite
+from math import isfinite
 from typing import Literal, get_args
 
 import torch
@@ -64,8 +64,8 @@ def check_arguments(
     """
     if not isinstance(num_knots, int) or num_knots < 3:
         raise ValueError(f"num_knots={num_knots}: an integer of at least 3")
-    if grid_range != "auto" and not (isinstance(grid_range, (int, float)) and 0 < grid_range < inf):
-        raise ValueError(f"grid_range={grid_range}: a finite number above 0, or auto")
+    if grid_range != "auto" and not (isinstance(grid_range, (int, float)) and is_range(grid_range)):
+        raise ValueError(f"grid_range={grid_range}: a number above 0, from 1e-30 to 1e30, or auto")
     if init not in get_args(Init):
         raise ValueError(f"init={init}: one of {', '.join(get_args(Init))}")
     if sharing not in get_args(Sharing):
@@ -95,6 +95,11 @@ def _check_slope_limits(slope_min: float | None, slope_max: float | None, init: 
         raise ValueError(f"slope_max={slope_max}: init={init} starts with slopes up to {most:.3g}")
 
 
+def is_range(value: float) -> bool:
+    """Whether float32 can count the cells of a grid of this half-width."""
+    return 1e-30 <= value <= 1e30
+
+
 @torch.no_grad()
 def range_of(x: Tensor) -> float | None:
     """The largest |x|; None of an input without values.
@@ -107,6 +112,6 @@ def range_of(x: Tensor) -> float | None:
     if x.numel() == 0 or x.is_meta:
         return None
     largest = float(x.abs().max())
-    if not 0 < largest < inf:
+    if not is_range(largest):
         raise ValueError(f"grid_range=auto: the largest |x| of the first batch is {largest}; give a number")
     return largest

@@ -84,7 +84,12 @@ class SplineSparsifier(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Search, keep the sparse weights, report."""
         assert isinstance(pl_module, AbstractModel)
+        if not trainer.num_val_batches:
+            raise MisconfigurationException("callbacks.sparsify: nothing was validated, and that is what it looks at")
         model, device = pl_module, pl_module.device
+        if not all(tensor.isfinite().all() for tensor in (*model.net.parameters(), *model.net.buffers())):
+            _log.warning("Not sparsified: the trained weights are not finite.")
+            return
         model.to(trainer.strategy.root_device)  # Lightning has taken it to the CPU
         with torch.random.fork_rng(devices=[]):  # loaders may draw
             dense = deepcopy(model.net)

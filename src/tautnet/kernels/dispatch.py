@@ -47,7 +47,7 @@ def gradients(
 def _chosen(backend: str, device: str) -> str:
     """The backend that computes; said once for each request."""
     usable = ["reference"]
-    if device == "cpu" and backend in ("auto", "cpu") and native.available():
+    if device == "cpu" and backend != "reference" and native.available():
         usable.insert(0, "cpu")
     if device == "cuda" and find_spec("triton") is not None:
         usable.insert(0, "triton")
@@ -89,7 +89,9 @@ def _check(x: Tensor, coefficients_CK: Tensor) -> None:
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     if coefficients_CK.dtype != wide or not x.is_floating_point():
         raise ValueError(f"coefficients of {coefficients_CK.dtype} for inputs of {x.dtype}: {wide}")
-    if coefficients_CK.dim() != 2 or coefficients_CK.shape[1] < 2:
-        raise ValueError(f"coefficients of shape {tuple(coefficients_CK.shape)}: (curves, knots), 2 knots at least")
+    if coefficients_CK.device != x.device:
+        raise ValueError(f"coefficients on {coefficients_CK.device} for inputs on {x.device}: the same device")
+    if coefficients_CK.dim() != 2 or not 2 <= coefficients_CK.shape[1] <= 2**24:  # float32 counts the cells
+        raise ValueError(f"coefficients of shape {tuple(coefficients_CK.shape)}: (curves, knots), 2 to 2^24 knots")
     if len(coefficients_CK) != 1 and (x.dim() < 2 or x.shape[1] != len(coefficients_CK)):
         raise ValueError(f"input of shape {tuple(x.shape)}: (N, {len(coefficients_CK)}, *), a curve for each channel")

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -25,7 +26,10 @@ from tautnet.kernels.layout import dense_like, layout_of
 _log = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("linear_spline.cpp")
 # No contraction into fused operations but those written down: the same bits from every compiler.
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-ffp-contract=off")
+_FLAGS = (
+    *("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC"),
+    *("-ffp-contract=off", "-fno-strict-aliasing"),  # pairs of floats are moved as doubles
+)
 _NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 _PARALLEL_FROM = 32768  # elements; starting threads for fewer takes longer than the work
 
@@ -91,54 +95,72 @@ def _function(direction: str, dtype: torch.dtype) -> ctypes._NamedFuncPointer:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "c++", "clang++"))), None)
-    if compiler is None:
+    command = _compiler()
+    if command is None:
         _log.warning(
             "No C++ compiler: splines run in plain torch, several times slower on a CPU. Install g++ or set CXX."
         )
         return None
     try:
-        path = _compiled(compiler)
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError:  # damaged since
-            path.unlink()
-            return ctypes.CDLL(str(_compiled(compiler)))
+        return _loaded(command)
     except (OSError, subprocess.CalledProcessError) as error:
-        stderr = getattr(error, "stderr", None) or str(error)
-        reason = next((line for line in stderr.splitlines() if "error" in line), str(error))
-        _log.warning("Splines run in plain torch, several times slower on a CPU: %s failed (%s)", compiler, reason)
+        output = getattr(error, "stderr", None) or str(error)
+        reason = next((line for line in output.splitlines() if "error" in line), str(error))
+        _log.warning("Splines run in plain torch, several times slower on a CPU: %s failed (%s)", command[0], reason)
         return None
 
 
-def _compiled(compiler: str) -> Path:
-    """The library in the cache, compiled if it is not there."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tautnet-kernels"
-    path = folder / f"linear_spline-{_fingerprint(compiler)}.so"
-    if path.is_file():
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(dir=folder)) / path.name
-    except OSError:  # a home that cannot be written
-        half = path = Path(tempfile.mkdtemp()) / path.name
-    try:
-        subprocess.run([compiler, *_FLAGS, str(_SOURCE), "-o", str(half)], check=True, capture_output=True, text=True)
-        os.replace(half, path)  # nobody sees half a file
-    finally:
-        if half != path:
+def _compiler() -> list[str] | None:
+    """The command and its first arguments: ``$CXX``, or the first usual one that is there."""
+    wishes = [shlex.split(os.environ.get("CXX", "")), ["g++"], ["c++"], ["clang++"]]
+    return next((wish for wish in wishes if wish and shutil.which(wish[0])), None)
+
+
+def _loaded(command: list[str]) -> ctypes.CDLL:
+    """From the cache, if what lies there is what was once compiled; else compiled."""
+    folder = _cache_folder()
+    path = folder / f"linear_spline-{_fingerprint(command)}.so"
+    note = path.with_suffix(".sha256")  # a torn library would end the process when it is used
+    if path.is_file() and note.is_file() and note.read_text() == sha256(path.read_bytes()).hexdigest():
+        return ctypes.CDLL(str(path))
+    with tempfile.TemporaryDirectory() as away:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            half = Path(tempfile.mkdtemp(dir=folder)) / path.name
+        except OSError as error:
+            _log.warning(
+                "%s: not writable (%s); the kernels are compiled for this process alone", folder, error.strerror
+            )
+            return ctypes.CDLL(str(_compile(command, Path(away) / path.name)))  # loaded, it needs its file no more
+        try:
+            _compile(command, half)
+            note_half = half.with_suffix(".sha256")
+            note_half.write_text(sha256(half.read_bytes()).hexdigest())
+            os.replace(half, path)  # nobody sees half a file
+            os.replace(note_half, note)
+        finally:
             shutil.rmtree(half.parent)
-    return path
+    return ctypes.CDLL(str(path))
 
 
-def _fingerprint(compiler: str) -> str:
+def _compile(command: list[str], target: Path) -> Path:
+    _output_of([*command, *_FLAGS, str(_SOURCE), "-o", str(target)])
+    return target
+
+
+def _output_of(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace").stdout
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base).absolute() / "tautnet-kernels"
+
+
+def _fingerprint(command: list[str]) -> str:
     """Of all that the library depends on; a home may be shared by machines with other processors."""
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
     processor = Path("/proc/cpuinfo")
-    features = (
-        [line for line in processor.read_text().splitlines() if line.startswith(("flags", "Features"))][:1]
-        if processor.is_file()
-        else [platform.processor()]
-    )
-    parts = (_SOURCE.read_text(), " ".join(_FLAGS), compiler, version, platform.machine(), *features)
+    lines = processor.read_text().splitlines() if processor.is_file() else [platform.processor()]
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    parts = (_SOURCE.read_text(), *_FLAGS, *command, _output_of([*command, "--version"]), platform.machine(), features)
     return sha256("\0".join(parts).encode()).hexdigest()[:32]

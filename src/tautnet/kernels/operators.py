@@ -33,8 +33,9 @@ def linear_spline(x: Tensor, coefficients_CK: Tensor, grid_range: float, backend
         return _operator(x, coefficients_CK, grid_range, backend)
     if torch._C._are_functorch_transforms_active():
         return _transformed(x, coefficients_CK, grid_range, backend)
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type != "meta"
-    if plain and torch._C._len_torch_dispatch_stack() == 0:  # nothing but autograd watches
+    # The memory of a subclass, of a view marked as negated or of nothing at all is not its values.
+    plain = all(type(t) in (Tensor, torch.nn.Parameter) and not t.is_neg() for t in (x, coefficients_CK))
+    if plain and x.device.type != "meta" and torch._C._len_torch_dispatch_stack() == 0:  # nothing but autograd watches
         return _eager(x, coefficients_CK, grid_range, backend)
     return _operator(x, coefficients_CK, grid_range, backend)
 
@@ -55,6 +56,7 @@ class _Eager(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1]
         x, coefficients_CK = ctx.saved_tensors
         grid_range, backend = ctx.settings
+        grad = grad.resolve_neg()
         grad_x, grad_coefficients = dispatch.gradients(grad, x, coefficients_CK, grid_range, backend, wanted)
         return grad_x, grad_coefficients if wanted else None, None, None
 

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from tautnet import logkeys
 from tautnet.activations.grid_range import calibrate_grids_
 from tautnet.backbones.layers import LayerFactory
-from tautnet.config import ConfigError, build
+from tautnet.config import ConfigError, build, key_of
 from tautnet.factories import Projected, Task
 from tautnet.optim.joint import JointOptimizer, current_rates
 from tautnet.optim.roles import parameters_by_role
@@ -171,5 +171,5 @@ def build_net(config: dict[str, Any]) -> nn.Module:
         with torch.no_grad():
             net.eval()(torch.zeros(1, *input_shape))
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"model.net: {error}") from error
+        raise ConfigError(f"{key_of(error, config, 'activation') or 'model.net: '}{error}") from error
     return net.train()

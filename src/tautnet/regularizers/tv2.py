@@ -83,7 +83,8 @@ class SecondOrderVariation(AbstractRegularizer, Projected):
             ("weight_scale", self._layers, self._weight_norms()),
         ):
             for module, value in zip(modules, at_start.tolist(), strict=True):
-                if value == 0:
+                bent = not isinstance(module, LinearSpline) or self.variation == "bv2" or module.num_active_knots() > 0
+                if value == 0 or not bent:  # the rounding of a straight line is no variation
                     raise ValueError(f"balanced=True: {paths[module]} starts at 0 and cannot be weighed by that")
             self.register_buffer(name, 1 / at_start)  # in checkpoints: a continued run starts elsewhere
 

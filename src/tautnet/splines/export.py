@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -23,6 +24,10 @@ from tautnet.splines.tables import Curve, SplineTable, curve_table, curve_tables
 
 FORMAT, VERSION = "tautnet splines", 1
 _ONE_A_CURVE = ("value_at_0", "error")
+_UNREADABLE = (
+    *(OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, TokenError),  # not what was written
+    *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),  # something else in it
+)
 _SEVERAL_A_CURVE = ("knots", "values", "slopes")
 
 
@@ -139,7 +144,7 @@ def load_tables(path: str | Path) -> dict[str, SplineTable]:
         if found != (FORMAT, VERSION):
             raise ValueError(f"{found[0]} version {found[1]}")
         return {name: _table(layer) for name, layer in document["layers"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"path={path}: a file of {FORMAT} version {VERSION}, this one is not ({error})") from error
 
 

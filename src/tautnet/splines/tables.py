@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf, isfinite
+from math import inf, isclose, isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,10 @@ class Curve:
             raise ValueError("a curve with NaN or infinite numbers: finite ones")
         if any(b <= a for a, b in pairwise(self.knots)):
             raise ValueError(f"knots={self.knots}: strictly rising")
+        if self.knots:
+            at_0 = float(_interpolate(0.0, self.knots, self.values, self.slopes))
+            if not isclose(at_0, self.value_at_0, rel_tol=1e-6, abs_tol=1e-6 * (1 + max(map(abs, self.values)))):
+                raise ValueError(f"value_at_0={self.value_at_0}: the knots say {at_0}")
 
     def __call__(self, x: Array) -> Array:
         """Values at x, any shape, in float64."""
@@ -74,6 +78,16 @@ class SplineTable:
     spatial_shape: tuple[int, ...]
     grid_range: float
     curves: tuple[Curve, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no layer of splines."""
+        counts = {"channel": self.num_channels, "layer": 1, "neuron": self.num_channels * prod(self.spatial_shape)}
+        if not isinstance(self.num_channels, int) or self.num_channels < 1:
+            raise ValueError(f"num_channels={self.num_channels}: an integer of at least 1")
+        if self.sharing not in counts or len(self.curves) != counts[self.sharing]:
+            raise ValueError(f"sharing={self.sharing}: {len(self.curves)} curves for {self.num_channels} channels")
+        if not (isinstance(self.grid_range, (int, float)) and 0 < self.grid_range < inf):
+            raise ValueError(f"grid_range={self.grid_range}: a finite number above 0")
 
     def relu_sum(self, dtype: torch.dtype = torch.float32) -> ReluSum:
         """The layer in plain torch operations, on the CPU.
