@@ -4,7 +4,7 @@
 // cells + 1 coefficients. Elements are float, double or bfloat16, computed in float, double and float.
 //
 // Look-ups of 16 values at once (AVX-512): where a curve's run of elements is long and its table has at most 64 cells, the
-// table lies in registers and is permuted. Otherwise (value, rise) pairs are loaded one by one, two loads an element,
+// table lies in registers and is permuted. Otherwise the two coefficients of a cell are loaded at once, element by element,
 // which is faster than the gather instruction.
 //
 // Coefficient gradients are histograms over the cells, private to a piece of the work, in `copies` so that neighbouring
@@ -14,7 +14,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <vector>
 #if defined(__AVX512F__) && !defined(TAUTNET_PORTABLE)
 #define TAUTNET_AVX512 1
@@ -73,27 +72,22 @@ template <class Real> struct Grid {
     int64_t cells;
 };
 
-template <class Real> struct Pair {
-    Real value, rise;  // of a cell: the left knot's value, and the right knot's minus it
-};
-
-// Sums over the elements of each cell, in copies: [copy][cell]. In a row of short runs the cells of its curves follow each
-// other and there is one copy.
+// Sums over the elements of each cell, in copies: [copy][cell], with room for as many cells as there are knots. In a row of
+// short runs the sums of its curves follow each other and there is one copy.
 template <class Real> struct Sums {
     struct Entry {
         Real gradient, moment;  // of g, of g * fraction
     };
     Entry* entries;  // null: not wanted
-    int64_t copies, cells;
+    int64_t copies, room;
 };
 
 // A piece of memory that is worked on in one go: a run of one curve, or rows of short runs, whose columns then have a
-// first cell each.
+// first knot each.
 template <class Real> struct Patch {
     int64_t rows, width, stride;
-    const int32_t* first_cells;  // null: one curve
-    const Real* coefficients;    // of the one curve
-    const Pair<Real>* table;
+    const int32_t* first_knots;  // null: one curve
+    const Real* coefficients;    // of the curve, or of the first one
 };
 
 template <class Real> struct Located {
@@ -113,8 +107,8 @@ void forward_patch(const Stored* x, Stored* y, const Patch<Real>& patch, const G
     for (int64_t r = 0; r < patch.rows; ++r, x += patch.stride, y += patch.stride)
         for (int64_t i = 0; i < patch.width; ++i) {
             const Located<Real> at = locate(Real(x[i]), grid);
-            const Pair<Real> pair = patch.table[at.cell + (patch.first_cells ? patch.first_cells[i] : 0)];
-            store(pair.value + pair.rise * at.fraction, y + i);
+            const Real* knots = patch.coefficients + at.cell + (patch.first_knots ? patch.first_knots[i] : 0);
+            store(knots[0] + (knots[1] - knots[0]) * at.fraction, y + i);
         }
 }
 
@@ -124,11 +118,12 @@ void backward_patch(const Stored* g, const Stored* x, Stored* gx, const Patch<Re
     for (int64_t r = 0; r < patch.rows; ++r, g += patch.stride, x += patch.stride, gx += patch.stride)
         for (int64_t i = 0; i < patch.width; ++i) {
             const Located<Real> at = locate(Real(x[i]), grid);
-            const int64_t cell = at.cell + (patch.first_cells ? patch.first_cells[i] : 0);
+            const int64_t knot = at.cell + (patch.first_knots ? patch.first_knots[i] : 0);
+            const Real* knots = patch.coefficients + knot;
             const Real gradient = Real(g[i]);
-            store(gradient * (patch.table[cell].rise * grid.scale), gx + i);
+            store(gradient * ((knots[1] - knots[0]) * grid.scale), gx + i);
             if (sums.entries) {
-                typename Sums<Real>::Entry& entry = sums.entries[cell + i % sums.copies * sums.cells];
+                typename Sums<Real>::Entry& entry = sums.entries[knot + i % sums.copies * sums.room];
                 entry.gradient += gradient;
                 entry.moment += gradient * at.fraction;
             }
@@ -174,25 +169,27 @@ template <int Registers> struct Tables {
     }
 };
 
-inline __m512 load_pairs(const Pair<float>* table, const int32_t* cells) {  // 8 of them
-    const double* pairs = reinterpret_cast<const double*>(table);
-    const __m128d a = _mm_loadh_pd(_mm_load_sd(pairs + cells[0]), pairs + cells[1]);
-    const __m128d b = _mm_loadh_pd(_mm_load_sd(pairs + cells[2]), pairs + cells[3]);
-    const __m128d c = _mm_loadh_pd(_mm_load_sd(pairs + cells[4]), pairs + cells[5]);
-    const __m128d d = _mm_loadh_pd(_mm_load_sd(pairs + cells[6]), pairs + cells[7]);
-    const __m256d low = _mm256_insertf128_pd(_mm256_castpd128_pd256(a), b, 1);
-    const __m256d high = _mm256_insertf128_pd(_mm256_castpd128_pd256(c), d, 1);
+inline __m128d load_two_cells(const float* coefficients, const int32_t* cells) {
+    const __m128d first = _mm_castsi128_pd(_mm_loadu_si64(coefficients + cells[0]));
+    return _mm_loadh_pd(first, reinterpret_cast<const double*>(coefficients + cells[1]));
+}
+
+inline __m512 load_cells(const float* coefficients, const int32_t* cells) {  // both coefficients of 8 of them
+    const __m256d low = _mm256_insertf128_pd(_mm256_castpd128_pd256(load_two_cells(coefficients, cells)),
+                                             load_two_cells(coefficients, cells + 2), 1);
+    const __m256d high = _mm256_insertf128_pd(_mm256_castpd128_pd256(load_two_cells(coefficients, cells + 4)),
+                                              load_two_cells(coefficients, cells + 6), 1);
     return _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castpd256_pd512(low), high, 1));
 }
 
 // Values and rises of 16 cells.
 struct Looked {
     __m512 values, rises;
-    Looked(const Pair<float>* table, const int32_t* cells) {
-        const __m512 first = load_pairs(table, cells), second = load_pairs(table, cells + 8);
+    Looked(const float* coefficients, const int32_t* cells) {
+        const __m512 first = load_cells(coefficients, cells), second = load_cells(coefficients, cells + 8);
         const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         values = _mm512_permutex2var_ps(first, even, second);
-        rises = _mm512_permutex2var_ps(first, _mm512_add_epi32(even, _mm512_set1_epi32(1)), second);
+        rises = _mm512_sub_ps(_mm512_permutex2var_ps(first, _mm512_add_epi32(even, _mm512_set1_epi32(1)), second), values);
     }
 };
 
@@ -229,8 +226,8 @@ struct Elements {
             const Vectors::Vector& vector = vectors.at[v];
             _mm_prefetch(reinterpret_cast<const char*>(x + vector.offset + kAhead), _MM_HINT_T0);
             Located16 at = locate(_mm512_maskz_loadu_ps(vector.mask, x + vector.offset), grid);
-            if (patch.first_cells)
-                at.cell = _mm512_add_epi32(at.cell, _mm512_maskz_loadu_epi32(vector.mask, patch.first_cells + vector.column));
+            if (patch.first_knots)
+                at.cell = _mm512_add_epi32(at.cell, _mm512_maskz_loadu_epi32(vector.mask, patch.first_knots + vector.column));
             _mm512_store_si512(cells + 16 * v, at.cell);
             _mm512_store_ps(fractions + 16 * v, at.fraction);
         }
@@ -266,7 +263,7 @@ struct Contributions {
 inline __m512i copy_offsets(const Sums<float>& sums) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i copy = _mm512_and_si512(lane, _mm512_set1_epi32(int32_t(sums.copies - 1)));
-    return _mm512_mullo_epi32(copy, _mm512_set1_epi32(int32_t(sums.cells)));
+    return _mm512_mullo_epi32(copy, _mm512_set1_epi32(int32_t(sums.room)));
 }
 
 template <int Registers>
@@ -284,7 +281,7 @@ void forward_loaded(const float* x, float* y, const Patch<float>& patch, const G
     for (Vectors vectors(patch); vectors.next();) {
         elements.locate_all(x, vectors, patch, grid);
         for (int v = 0; v < vectors.count; ++v) {
-            const Looked at(patch.table, elements.cells + 16 * v);
+            const Looked at(patch.coefficients, elements.cells + 16 * v);
             const __m512 result = _mm512_fmadd_ps(at.rises, _mm512_load_ps(elements.fractions + 16 * v), at.values);
             _mm512_mask_storeu_ps(y + vectors.at[v].offset, vectors.at[v].mask, result);
         }
@@ -293,7 +290,7 @@ void forward_loaded(const float* x, float* y, const Patch<float>& patch, const G
 
 template <>
 void forward_patch<float, float>(const float* x, float* y, const Patch<float>& patch, const Grid<float>& grid) {
-    if (patch.first_cells || grid.cells > 64) return forward_loaded(x, y, patch, grid);
+    if (patch.first_knots || grid.cells > 64) return forward_loaded(x, y, patch, grid);
     if (grid.cells <= 16) return forward_permuted<1>(x, y, patch, grid);
     if (grid.cells <= 32) return forward_permuted<2>(x, y, patch, grid);
     return forward_permuted<4>(x, y, patch, grid);
@@ -332,7 +329,7 @@ void backward_loaded(const float* g, const float* x, float* gx, const Patch<floa
             const int32_t* cells = elements.cells + 16 * v;
             const __m512 gradient = _mm512_maskz_loadu_ps(vector.mask, g + vector.offset);
             _mm_prefetch(reinterpret_cast<const char*>(g + vector.offset + kAhead), _MM_HINT_T0);
-            const __m512 slope = _mm512_mul_ps(Looked(patch.table, cells).rises, scale);
+            const __m512 slope = _mm512_mul_ps(Looked(patch.coefficients, cells).rises, scale);
             _mm512_mask_storeu_ps(gx + vector.offset, vector.mask, _mm512_mul_ps(gradient, slope));
             const __m512 fraction = _mm512_load_ps(elements.fractions + 16 * v);
             if (sums.entries) contributions.put(v, _mm512_add_epi32(_mm512_load_si512(cells), copies), gradient, fraction);
@@ -344,7 +341,7 @@ void backward_loaded(const float* g, const float* x, float* gx, const Patch<floa
 template <>
 void backward_patch<float, float>(const float* g, const float* x, float* gx, const Patch<float>& patch,
                                   const Grid<float>& grid, const Sums<float>& sums) {
-    if (patch.first_cells || grid.cells > 64) return backward_loaded(g, x, gx, patch, grid, sums);
+    if (patch.first_knots || grid.cells > 64) return backward_loaded(g, x, gx, patch, grid, sums);
     if (grid.cells <= 16) return backward_permuted<1>(g, x, gx, patch, grid, sums);
     if (grid.cells <= 32) return backward_permuted<2>(g, x, gx, patch, grid, sums);
     return backward_permuted<4>(g, x, gx, patch, grid, sums);
@@ -362,8 +359,8 @@ struct Plan {
 
     explicit Plan(const Shape& s) : all_curves(s.curves) {
         copies = s.short_runs() || s.cells > 64 ? 1 : s.cells > 16 ? 2 : 8;
-        // Curves side by side in memory are worked on together, as far as their tables and sums stay in the first cache.
-        const int64_t in_cache = std::max<int64_t>(1, 32768 / (8 * (1 + copies) * s.cells));
+        // Curves side by side in memory are worked on together, as far as their coefficients and sums stay in the first cache.
+        const int64_t in_cache = std::max<int64_t>(1, 32768 / ((4 + 8 * copies) * s.cells));
         const int64_t cache_line = (kShortRun + s.inner - 1) / s.inner, enough = std::max<int64_t>(1, 16384 / s.inner);
         group = s.short_runs() ? std::clamp(in_cache / cache_line, int64_t(1), int64_t(4)) * cache_line
                                : std::min(in_cache, enough);
@@ -380,31 +377,25 @@ struct Plan {
     }
 };
 
-// A task's curves, ready for look-ups.
+// A task's curves.
 template <class Real> class Curves {
   public:
     Curves(const Real* coefficients, const Shape& s, const Task& task)
-        : coefficients_(coefficients + task.first_curve * (s.cells + 1)), cells_(s.cells), pairs_(new Pair<Real>[task.curves * s.cells]),
-          first_cells_(s.short_runs() ? task.curves * s.inner : 0) {
-        for (int64_t c = 0; c < task.curves; ++c) {
-            const Real* knots = coefficients_ + c * (cells_ + 1);
-            Pair<Real>* pairs = pairs_.get() + c * cells_;
-            for (int64_t k = 0; k < cells_; ++k) pairs[k] = {knots[k], knots[k + 1] - knots[k]};
-        }
-        for (std::size_t i = 0; i < first_cells_.size(); ++i) first_cells_[i] = int32_t(int64_t(i) / s.inner * cells_);
+        : coefficients_(coefficients + task.first_curve * (s.cells + 1)), knots_(s.cells + 1),
+          first_knots_(s.short_runs() ? task.curves * s.inner : 0) {
+        for (std::size_t i = 0; i < first_knots_.size(); ++i) first_knots_[i] = int32_t(int64_t(i) / s.inner * knots_);
     }
     Patch<Real> run(int64_t curve, int64_t size) const {
-        return {1, size, size, nullptr, coefficients_ + curve * (cells_ + 1), pairs_.get() + curve * cells_};
+        return {1, size, size, nullptr, coefficients_ + curve * knots_};
     }
     Patch<Real> short_runs(int64_t rows, int64_t stride) const {
-        return {rows, int64_t(first_cells_.size()), stride, first_cells_.data(), nullptr, pairs_.get()};
+        return {rows, int64_t(first_knots_.size()), stride, first_knots_.data(), coefficients_};
     }
 
   private:
     const Real* coefficients_;
-    int64_t cells_;
-    std::unique_ptr<Pair<Real>[]> pairs_;
-    std::vector<int32_t> first_cells_;
+    int64_t knots_;
+    std::vector<int32_t> first_knots_;
 };
 
 // What the cells give to their knots, from the totals [cell][2] of g and g * fraction.
@@ -421,10 +412,11 @@ template <class Real> void to_knots(const double* totals, int64_t cells, Real* g
 template <class Real> class Accumulator {
   public:
     Accumulator(const Shape& s, const Plan& plan, const Task& task, bool wanted)
-        : copies_(plan.copies), cells_(s.cells), curves_(task.curves), entries_(wanted ? curves_ * copies_ * cells_ : 0),
+        : copies_(plan.copies), cells_(s.cells), curves_(task.curves), entries_(wanted ? curves_ * copies_ * (cells_ + 1) : 0),
           totals_(wanted ? 2 * curves_ * cells_ : 0) {}
     Sums<Real> of(int64_t curve) {
-        return {entries_.empty() ? nullptr : entries_.data() + curve * copies_ * cells_, copies_, cells_};
+        const int64_t room = cells_ + 1;
+        return {entries_.empty() ? nullptr : entries_.data() + curve * copies_ * room, copies_, room};
     }
     // To be told after `elements` of each curve.
     void count(int64_t elements) {
@@ -443,7 +435,7 @@ template <class Real> class Accumulator {
         for (int64_t c = 0; c < curves_; ++c) {
             const Real* from = &of(c).entries->gradient;
             double* into = totals_.data() + c * 2 * cells_;
-            for (int64_t copy = 0; copy < copies_; ++copy, from += 2 * cells_)
+            for (int64_t copy = 0; copy < copies_; ++copy, from += 2 * (cells_ + 1))
                 for (int64_t i = 0; i < 2 * cells_; ++i) into[i] += double(from[i]);
         }
         std::fill(entries_.begin(), entries_.end(), typename Sums<Real>::Entry{});
