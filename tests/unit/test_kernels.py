@@ -1,5 +1,8 @@
 """The linear spline's operator: every backend against plain torch, every way that torch may call it."""
 
+import logging
+from importlib.util import find_spec
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -462,3 +465,18 @@ def test_views_that_are_not_their_memory_are_taken_as_they_are_meant():
 def test_coefficients_elsewhere_are_refused():
     with pytest.raises(ValueError, match="coefficients on meta for inputs on cpu"):
         linear_spline(torch.zeros(2, 3), torch.zeros(3, 5, device="meta"), 1.0)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+def test_where_triton_fails_one_line_says_so(caplog):
+    """As it does on a CPU outside its interpreter."""
+    with caplog.at_level(logging.WARNING, "tautnet"):
+        assert not dispatch._triton_works("cpu")
+        assert not dispatch._triton_works("cpu")
+    assert len(caplog.records) == 1
+    assert caplog.records[0].getMessage().startswith("Splines run in plain torch, slower: Triton fails here (")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_triton_is_chosen():
+    assert dispatch._chosen("auto", "cuda") == "triton"

@@ -49,13 +49,32 @@ def _chosen(backend: str, device: str) -> str:
     usable = ["reference"]
     if device == "cpu" and backend != "reference" and native.available():
         usable.insert(0, "cpu")
-    if device == "cuda" and find_spec("triton") is not None:
+    if device == "cuda" and _triton_works(device):
         usable.insert(0, "triton")
     if backend != "auto" and backend not in usable:
         raise ValueError(f"backend={backend}: on this {device} one of auto, {', '.join(usable)}")
     chosen = usable[0] if backend == "auto" else backend
     _log.info("Linear splines on the %s run on the backend %s.", device, chosen)
     return chosen
+
+
+@cache
+def _triton_works(device: str) -> bool:
+    """Whether Triton is there, compiles the kernels for this device and computes what the reference does."""
+    if find_spec("triton") is None:
+        return False
+    x = torch.linspace(-2.0, 2.0, 4096, device=device).view(2, 4, 512)
+    coefficients_CK = torch.linspace(-1.0, 1.0, 4 * 9, device=device).sin().view(4, 9)
+    expected = (reference.forward(x, coefficients_CK, 1.0), *reference.backward(x, x, coefficients_CK, 1.0, True))
+    try:
+        found = (_triton_forward(x, coefficients_CK, 1.0), *_triton_backward(x, x, coefficients_CK, 1.0, True))
+        for actual, exact in zip(found, expected, strict=True):
+            torch.testing.assert_close(actual, exact, rtol=1e-3, atol=1e-3)
+    except Exception as error:  # a compiler and a device that nobody tried together may raise anything
+        reason = (str(error).splitlines() or [""])[0]
+        _log.warning("Splines run in plain torch, slower: Triton fails here (%s: %s)", type(error).__name__, reason)
+        return False
+    return True
 
 
 def _triton_forward(x: Tensor, coefficients_CK: Tensor, grid_range: float) -> Tensor:
