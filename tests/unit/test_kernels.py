@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import library, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -282,7 +282,7 @@ def test_under_autocast_the_layer_computes_in_float32():
 def test_meta_tensors_and_fake_tensors_have_the_right_shape():
     y = linear_spline(torch.empty(2, 3, 4, device="meta"), torch.empty(3, 9, device="meta"), 1.0)
     assert (y.shape, y.device.type) == ((2, 3, 4), "meta")
-    torch.library.opcheck(
+    library.opcheck(
         torch.ops.tautnet.linear_spline.default,
         (torch.randn(2, 3, 4, requires_grad=True), torch.randn(3, 9, requires_grad=True), 1.0, "auto"),
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from tautnet.kernels import dispatch, reference
 
@@ -103,8 +103,8 @@ _eager: Callable[..., Tensor] = _Eager.apply
 _transformed: Callable[..., Tensor] = _Transformed.apply
 _transformed_gradients: Callable[..., tuple[Tensor, Tensor]] = _TransformedGradients.apply
 
-_operator = torch.library.custom_op("tautnet::linear_spline", dispatch.forward, mutates_args=())
-_backward_operator = torch.library.custom_op("tautnet::linear_spline_backward", dispatch.gradients, mutates_args=())
+_operator = library.custom_op("tautnet::linear_spline", dispatch.forward, mutates_args=())
+_backward_operator = library.custom_op("tautnet::linear_spline_backward", dispatch.gradients, mutates_args=())
 
 
 @_operator.register_fake
@@ -142,8 +142,8 @@ def _double_backward(ctx: Any, grad_of_grad_x: Tensor, grad_of_grad_coefficients
     return *gradients, None, None, None
 
 
-torch.library.register_autograd(_operator, _backward, setup_context=_save_inputs)
-torch.library.register_autograd(_backward_operator, _double_backward, setup_context=_save_inputs)
+library.register_autograd(_operator, _backward, setup_context=_save_inputs)
+library.register_autograd(_backward_operator, _double_backward, setup_context=_save_inputs)
 
 
 def _batch_first(tensor: Tensor, dim: int | None, batch_size: int) -> Tensor:
@@ -215,5 +215,5 @@ def _of_sample(batch_dim: int | None, dim: int) -> int:
     return dim if batch_dim is None or batch_dim > dim else dim + 1
 
 
-torch.library.register_vmap(_operator, _vmap)
-torch.library.register_vmap(_backward_operator, _backward_vmap)
+library.register_vmap(_operator, _vmap)
+library.register_vmap(_backward_operator, _backward_vmap)
