@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from tautnet.activations import spline_init
 from tautnet.activations.base import AbstractActivation
 from tautnet.activations.spline_cache import DerivedTensor
 from tautnet.activations.spline_init import DEFAULT_RANGE, Init, Sharing, check_arguments, initial_values, range_of
@@ -116,7 +117,7 @@ class LinearSpline(AbstractActivation):
     def set_extra_state(self, state: Tensor) -> None:
         """Take over a grid where there is none yet; refuse coefficients of another one."""
         loaded = state.item()
-        if self.awaits_range and 1e-30 <= loaded <= 1e30:
+        if self.awaits_range and spline_init.is_range(loaded):
             self.grid_range, self.awaits_range = loaded, False
         elif loaded != self.grid_range and not (self.awaits_range and isnan(loaded)):
             raise ValueError(f"grid_range={self.grid_range}: the loaded spline has {loaded}")

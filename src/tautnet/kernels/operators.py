@@ -41,7 +41,7 @@ def linear_spline(x: Tensor, coefficients_CK: Tensor, grid_range: float, backend
 
 
 class _Eager(torch.autograd.Function):
-    """The operator without its dispatch, whose 50 microseconds are more than a small layer takes."""
+    """The operator without its dispatch, whose 50 microseconds (both ways) outweigh a small layer."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, coefficients_CK: Tensor, grid_range: float, backend: str) -> Tensor:
