@@ -1,7 +1,7 @@
 """The linear spline on CPUs: ``linear_spline.cpp``, compiled at its first use and kept.
 
-The library has a plain C interface and is loaded by ctypes: it compiles in seconds, without torch's headers, and does not
-depend on the version of torch.
+The library has a plain C interface and is loaded by ctypes: it compiles in seconds, without torch's headers, and does
+not depend on the version of torch.
 """
 
 from __future__ import annotations
