@@ -74,18 +74,18 @@ def _try_parts(settings: Mapping[str, Any]) -> None:
         for name in key.split("."):
             part = part[name]
         build(part, key)(1)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))])
     epochs, devices = settings["trainer"].get("max_epochs"), settings["trainer"].get("devices")
     if not isinstance(epochs, int) or epochs < 1:
         raise ConfigError(f"trainer.max_epochs={epochs}: an integer of at least 1")
     if devices not in (1, "1"):
         raise ConfigError(f"trainer.devices={devices}: 1; training on several devices is not there yet")
-    build(settings["scheduler"], "scheduler", optimizer=optimizer, total_steps=1)
+    build(settings["scheduler"], "scheduler", optimizer=torch.optim.SGD([torch.zeros(())]), total_steps=1)
     role_settings(settings["optimizer"])
     if settings["compile"] and "fit" not in settings["run"]:
         raise ConfigError("compile=true: training alone is compiled, and run=[test] does not train")
-    if "sparsify" in settings["callbacks"] and "fit" not in settings["run"]:
-        raise ConfigError("callbacks=sparsify: splines are sparsified after training, and run=[test] does not train")
+    for name, stage, why in (("sparsify", "fit", "follows training"), ("certify", "test", "belongs to the test")):
+        if name in settings["callbacks"] and stage not in settings["run"]:
+            raise ConfigError(f"callbacks={name}: {why}, and run={settings['run']} has no {stage}")
     check_steps(settings["trainer"], settings["compile"])
 
 
@@ -161,21 +161,19 @@ def _check_task(model: Mapping[str, Any], task: str) -> None:
         raise ConfigError(f"model._target_={target}: the data is for {task}; for example tautnet.models.{accepted}")
 
 
-def _try_batch(
-    model: pl.LightningModule, batch: tuple[torch.Tensor, torch.Tensor], settings: Mapping[str, Any]
-) -> None:
+def _try_batch(model: Any, batch: tuple[torch.Tensor, torch.Tensor], settings: Mapping[str, Any]) -> None:
     """One training forward of a copy: batch statistics, for example, need more than one value a channel."""
     x, targets = batch
-    assert isinstance(model.net, torch.nn.Module)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             outputs = deepcopy(model.net).train()(x)
     except (ValueError, RuntimeError) as error:
         batch_size = f"data.batch_size={settings['data'].get('batch_size')}: "
         raise ConfigError(f"{key_of(error, settings, 'activation') or batch_size}{error}") from error
-    classes = model.task == "classification"
-    if outputs.shape != targets.shape and not (classes and outputs.dim() == 2):
-        shape, needed = tuple(outputs.shape), "(batch, classes)" if classes else tuple(targets.shape)
+    model.check_targets(targets)
+    if outputs.shape != targets.shape and not (model.task == "classification" and outputs.dim() == 2):
+        shape = tuple(outputs.shape)
+        needed = "(batch, classes)" if model.task == "classification" else tuple(targets.shape)
         raise ConfigError(f"model.net._target_={settings['model']['net'].get('_target_')}: gives {shape}, not {needed}")
 
 
@@ -196,7 +194,7 @@ def _execute(
         metrics |= _numbers(trainer)
         weights = None  # the final weights are tested: schedules end there, and nothing is selected by chance
     if "test" in settings["run"]:
-        with _data_errors():
+        with _refusals():
             trainer.test(model, data, ckpt_path=weights, verbose=False)
         metrics |= _numbers(trainer)
     if trainer.is_global_zero:
@@ -208,13 +206,9 @@ def _execute(
 
 def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, ckpt: str | None) -> None:
     """Fit; a signal ends the program with the status that shells expect, which Lightning alone does not give."""
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
-
     try:
-        with _data_errors():
+        with _refusals():
             trainer.fit(model, data, ckpt_path=ckpt)
-    except MisconfigurationException as error:
-        raise ConfigError(str(error)) from error
     except SystemExit:
         if trainer.received_sigterm:
             raise SystemExit(143) from None
@@ -222,10 +216,14 @@ def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataM
 
 
 @contextmanager
-def _data_errors() -> Iterator[None]:
-    """A sample that turns out bad ends the job in one line, also when a worker process has read it."""
+def _refusals() -> Iterator[None]:
+    """What Lightning or a callback refuses, and a sample that turns out bad, in a worker too, is told in one line."""
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
     try:
         yield
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
     except DataError as error:
         raise ConfigError(f"data: {str(error).splitlines()[-1].partition('DataError: ')[2] or error}") from error
 

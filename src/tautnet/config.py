@@ -55,7 +55,7 @@ def plain(config: DictConfig | ListConfig) -> dict[str, Any]:
         raise ConfigError(f"run={settings['run']}: one of [fit], [test], [fit,test]")
     if not 0 <= settings["seed"] < 2**32:
         raise ConfigError(f"seed={settings['seed']}: an integer from 0 to 4294967295")
-    for key in (*GROUPS, "norm.output", "norm.weight", "model.net"):
+    for key in (*GROUPS, "norm.output", "norm.weight", "model.net", "model.loss"):
         value: Any = settings
         for name in key.split("."):
             value = value.get(name)

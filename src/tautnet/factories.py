@@ -33,14 +33,34 @@ class RoleOwner:
 
 
 class AbstractLayer(nn.Module, RoleOwner, ABC):
-    """A layer of our own: it states its parameters' roles and bounds its own Lipschitz constant."""
+    """A layer of our own: it states its parameters' roles and bounds what it does to distances and boxes."""
 
     @abstractmethod
     def lipschitz_constant(self, p: float) -> Tensor:
-        """Upper bound of the Lipschitz constant of the eval-mode layer for the vector p-norm; may be inf.
+        """Upper bound of the Lipschitz constant of the eval-mode layer for the vector p-norm, p in {1, 2, inf}.
 
-        A scalar in float64 on the CPU: float32 could round a guarantee down.
+        A scalar in float64 on the CPU: float32 could round a guarantee down. inf where there is none. Differentiable in
+        the parameters.
         """
+
+    @abstractmethod
+    def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """A box that contains the image of the box [lo, hi] under the eval-mode layer.
+
+        Differentiable in the parameters and the box; shapes (N, C, *).
+        """
+
+    def slope_range(self) -> tuple[Tensor, Tensor] | None:
+        """Infimum and supremum of each channel's derivative; None if the layer mixes elements.
+
+        For a layer that applies a scalar function of its own to every element of a channel in eval mode. Shapes (C,),
+        or (1,) for one function in all channels, float64 on the CPU; may be infinite. Equal ends: multiplication.
+        """
+        return None
+
+    def local_lipschitz_constant(self, lo: Tensor, hi: Tensor, p: float) -> Tensor:
+        """Upper bound of the eval-mode layer's Lipschitz constant on each of the boxes [lo, hi], shape (N,)."""
+        return self.lipschitz_constant(p).to(lo).expand(len(lo))
 
 
 class Projected(ABC):

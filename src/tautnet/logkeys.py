@@ -6,6 +6,7 @@ TASK = "task"  # the loss without penalties, as a loss term
 
 LIPSCHITZ_BOUND = "lipschitz/bound_p2"  # guaranteed
 LIPSCHITZ_LOWER = "lipschitz/lower_p2"  # observed
+LIPSCHITZ_LAYERS = "lipschitz/layers"  # the table and the figure
 ACTIVE_KNOTS = "spline/active_knots"
 TV2 = "spline/tv2"
 FIT_SECONDS = "time/fit_seconds"
@@ -56,3 +57,25 @@ def outside(path: str) -> str:
 def layer_bound(path: str) -> str:
     """``lipschitz/layer/<path>``."""
     return f"lipschitz/layer/{path}"
+
+
+def lipschitz(quantity: str, p: float) -> str:
+    """``lipschitz/<quantity>_p<p>``, p = 1, 2 or inf.
+
+    Quantities: ``bound`` (the smallest guarantee), ``log10_bound``, the guarantees ``product``, ``folded``, ``lmi``
+    (p = 2) and ``paper`` (dense nets), ``lower`` (observed), ``tightness`` (bound / lower).
+    """
+    return f"lipschitz/{quantity}_p{p:g}"
+
+
+def certified(norm: str, eps: float) -> str:
+    """``certified/<norm>_<eps>``, norm l2 or linf: share of the samples that are right in the whole ball, proved."""
+    return f"certified/{norm}_{eps:g}"
+
+
+def attacked(norm: str, eps: float) -> str:
+    """``attacked/<norm>_<eps>``: share of the samples that an attack within the ball leaves right, an observation."""
+    return f"attacked/{norm}_{eps:g}"
+
+
+CERTIFIED_CLEAN = "certified/clean"  # share of the same samples that are right without an attack

@@ -16,7 +16,7 @@ from tautnet.config import ConfigError, plain
 _BUILDING = ("model", "activation", "norm")
 _TRAINING = (*_BUILDING, "optimizer", "scheduler", "regularizer", "seed")
 _SPLIT = ("split_seed", "val_fraction", "test_fraction", "num_val")  # who validates and tests
-_CARRIED_OVER = (*_TRAINING, "data", "trainer", "experiment", "debug")
+_CARRIED_OVER = (*_TRAINING, "loss", "data", "trainer", "experiment", "debug")
 
 # What training depends on among the callbacks: that weights are averaged, and plain values that say how.
 _AVERAGING = re.compile(r"callbacks=ema|callbacks\.ema\.(decay|update_every_n_steps|use_buffers)=[\w.+-]+")

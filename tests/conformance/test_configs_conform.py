@@ -13,9 +13,10 @@ from torch import nn
 
 from tautnet.command_line import register_schema
 from tautnet.config import build, locate, plain
-from tautnet.lipschitz import lipschitz_bound, rules
+from tautnet.lipschitz import linear_maps, lipschitz_bound
 from tautnet.models import AbstractModel
 from tautnet.models.base import build_net
+from tautnet.normalizers import spectral
 from tautnet.optim.roles import parameters_by_role
 from tautnet.optim.settings import make_optimizer, role_settings
 
@@ -69,8 +70,10 @@ def check_outputs(net: nn.Module, model: str, size: int = 2) -> None:
 @pytest.fixture
 def _quick_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Constants for the norms of weights, whose decompositions take long: the walk through the net is what counts."""
-    monkeypatch.setattr(rules, "spectral_norm", lambda *_: 1.0)
-    monkeypatch.setattr(rules, "conv2d_spectral_norm", lambda *_: 1.0)
+    monkeypatch.setattr(linear_maps, "spectral_norm", lambda *_: 1.0)
+    monkeypatch.setattr(linear_maps, "conv_spectral_norm", lambda *_: 1.0)
+    monkeypatch.setattr(spectral, "gram_spectral_norm", lambda weight, *_: weight.new_ones(()))
+    monkeypatch.setattr(spectral, "gram_conv_spectral_norm", lambda kernel, *_: kernel.new_ones(()))
 
 
 @pytest.mark.usefixtures("_quick_norms")

@@ -73,8 +73,9 @@ def test_the_stated_constant_holds_on_samples(output_norm, shape):
 
 
 @pytest.mark.parametrize("option", options("norm/weight"))
-@pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.Conv2d(4, 3, 3)], ids=["linear", "conv"])
-def test_weight_norms_keep_the_layer_and_its_shape(settings, option, layer):
+@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 3), lambda: nn.Conv2d(4, 3, 3)], ids=["linear", "conv"])
+def test_weight_norms_keep_the_layer_and_its_shape(settings, option, make):
+    layer = make()
     weight_norm = build(settings(f"norm/weight={option}")["norm"]["weight"], "norm.weight")
     shape = layer.weight.shape
     assert weight_norm(layer) is layer

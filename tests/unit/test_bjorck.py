@@ -1,5 +1,6 @@
 """Björck's iteration: norms never above 1, convergence, and a parametrised layer like any other."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -134,6 +135,30 @@ def test_the_factor_of_a_convolution_cannot_be_larger():
     assert operator_norm(Bjorck()(conv), 1, 12, 12) > 0.95  # towards 1 on growing images
 
 
+@pytest.mark.parametrize("constant", [0.1, 1.0, 20.0])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Linear(7, 4), (7,)), (nn.Conv1d(2, 3, 4, 2), (2, 9)), (nn.Conv3d(2, 2, (3, 1, 2), padding=1), (2, 4, 3, 4))],
+    ids=["dense", "1d", "3d"],
+)
+def test_the_constant_is_the_largest_norm(layer, shape, constant):
+    layer = Bjorck(constant=constant)(copy.deepcopy(layer).double())
+    norm = operator_norm(layer, *shape)
+    assert 0.2 * constant < norm <= constant * (1 + 1e-12)
+    assert lipschitz_bound(Bjorck(constant=constant)(nn.Linear(6, 4)), (6,)).total == pytest.approx(constant, rel=1e-3)
+    assert f"constant={constant}" in repr(layer)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_float32_exceeds_the_constant_by_rounding_alone(scale):
+    for layer in (nn.Linear(200, 150), nn.Linear(30, 200), nn.Conv2d(16, 24, 3)):
+        with torch.no_grad():
+            layer.weight.normal_(std=scale)
+        weight = Bjorck(25)(layer.float()).weight.detach()
+        matrix = weight.double().flatten(1) * math.sqrt(math.prod(weight.shape[2:]))
+        assert 0.99 < singular_values(matrix).max() <= 1 + 1e-6
+
+
 def test_grouped_convolution_is_bounded_group_by_group():
     conv = Bjorck()(nn.Conv2d(4, 4, 1, groups=2, bias=False))
     for rows in conv.weight.flatten(1).chunk(2):
@@ -144,7 +169,7 @@ def test_grouped_convolution_is_bounded_group_by_group():
     ("layer", "message"),
     [
         (nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "padding_mode=reflect: zeros"),
-        (nn.ConvTranspose2d(2, 2, 3), "layer=ConvTranspose2d: nn.Linear or nn.Conv2d"),
+        (nn.ConvTranspose2d(2, 2, 3), "layer=ConvTranspose2d: nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d"),
         (Bjorck()(nn.Linear(2, 2)), "layer=ParametrizedLinear: "),
     ],
 )
@@ -153,7 +178,18 @@ def test_other_layers_are_refused(layer, message):
         Bjorck()(layer)
 
 
-@pytest.mark.parametrize(("name", "value"), [("num_iterations", 0), ("beta", 0.0), ("beta", 0.6), ("beta", math.nan)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_iterations", 0),
+        ("beta", 0.0),
+        ("beta", 0.6),
+        ("beta", math.nan),
+        ("constant", 0.0),
+        ("constant", math.inf),
+        ("constant", math.nan),
+    ],
+)
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"^{name}={value}: "):
         Bjorck(**{name: value})

@@ -228,6 +228,18 @@ def test_batched_jacobians(backend, sharing):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.usefixtures("float64")
+def test_several_gradients_of_one_forward_pass_at_once(backend):
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for them."""
+    x, coefficients = (t.requires_grad_() for t in (torch.randn(4, 3, 2), torch.randn(3, 9)))
+    y, grads = linear_spline(x, coefficients, 1.0, backend), torch.randn(5, 4, 3, 2)
+    batched = torch.autograd.grad(y, (x, coefficients), grads, is_grads_batched=True, retain_graph=True)
+    single = [torch.autograd.grad(y, (x, coefficients), grad, retain_graph=True) for grad in grads]
+    for together, apart in zip(batched, zip(*single, strict=True), strict=True):
+        torch.testing.assert_close(together, torch.stack(apart))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("curves", [1, 3])
 @pytest.mark.usefixtures("float64")
 def test_gradients_of_the_coefficients_per_sample_and_batched_coefficients(backend, curves):

@@ -495,7 +495,7 @@ def test_the_function_is_the_line_through_its_points(kind):
         inside = np.interp(x[:, c].numpy(), positions[c], values[c])
         expected = np.where(x[:, c] < positions[c, 0], left, np.where(x[:, c] > positions[c, -1], right, inside))
         np.testing.assert_allclose(y[:, c], expected, rtol=1e-11, atol=1e-11)
-        slopes = spline.slopes().expand(3, -1)[c].numpy()
+        slopes = spline.slopes().detach().expand(3, -1)[c].numpy()
         np.testing.assert_allclose(slopes, rises / steps, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(spline.slope_changes().detach().expand(3, -1)[c], np.diff(slopes), atol=1e-11)
         f01 = np.abs(spline(torch.tensor([[0.0] * 3, [1.0] * 3]))[:, c].detach().numpy()).sum()

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from tautnet.activations import ELU, LeakyReLU, LinearSpline, ReLU
 from tautnet.backbones import LayerFactory, Residual, convnet, mlp
-from tautnet.functional.operator_norm import conv2d_spectral_norm, spectral_norm
+from tautnet.functional.operator_norm import conv_spectral_norm, spectral_norm
 from tautnet.lipschitz import lipschitz_bound, lipschitz_lower
 from tautnet.normalizers import BatchNorm, Unitize, no_weight_norm
 
@@ -53,6 +53,12 @@ def randomised(layer):
     return layer
 
 
+def conv2d_norm(kernel, size, dilation=1):
+    """Bound for stride 1 and padding that keeps the image's size."""
+    padding = [(dilation * (k - 1) // 2,) * 2 for k in kernel.shape[2:]]
+    return conv_spectral_norm(kernel, size, (1, 1), padding, (dilation, dilation), 1, "zeros")
+
+
 # --- convolutions -----------------------------------------------------------------------------------------------------
 
 CHANNELS = [(1, 1, 1), (2, 3, 1), (3, 2, 1), (2, 2, 1), (4, 2, 2), (2, 2, 2)]  # in, out, groups
@@ -69,7 +75,6 @@ def test_convolution_bound_is_never_below_the_operator_norm(kernel, stride, padd
         conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups)
         truth = operator_norm(conv, inputs, *size)
         assert bound(conv, inputs, *size) >= truth
-        assert conv2d_spectral_norm(conv.weight.detach(), size, (dilation, dilation), groups) >= truth
         if kernel == stride == 1:
             assert bound(conv, inputs, *size) == pytest.approx(truth, rel=1e-9)
 
@@ -103,8 +108,7 @@ def test_difference_kernel_on_three_pixels_exceeds_the_circular_norm_of_three(ta
 
 
 def test_all_ones_kernel_multiplies_a_constant_by_its_size():
-    kernel = torch.ones(1, 1, 3, 3)
-    assert conv2d_spectral_norm(kernel, (8, 8)) == pytest.approx(9)
+    assert conv2d_norm(torch.ones(1, 1, 3, 3), (8, 8)) == pytest.approx(9)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4), (1, 7)])
@@ -198,18 +202,13 @@ class SubResidual(Residual):
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
-        nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
-        nn.AvgPool2d(4, stride=3, ceil_mode=True),
-        nn.AvgPool2d(3, padding=1, count_include_pad=False),
-        nn.AvgPool2d(2, divisor_override=1),
-        nn.AdaptiveAvgPool2d(4),
-        nn.MaxPool2d(2, dilation=2),
         nn.BatchNorm2d(2, track_running_stats=False),
-        nn.Softmax(dim=1),
-        nn.Conv1d(6, 6, 3),
-        nn.LayerNorm(6),
-        nn.ReLU(),
+        nn.Softmax(dim=0),
+        nn.LayerNorm(6, eps=0.0),
+        nn.Upsample(scale_factor=2, mode="bicubic"),
+        nn.GLU(1),
+        nn.Hardshrink(),
+        nn.LocalResponseNorm(2),
         SubLinear(6, 6),
         SubSequential(nn.Linear(6, 6)),
         SubResidual(nn.Identity(), nn.Identity()),
@@ -217,19 +216,22 @@ class SubResidual(Residual):
     ids=lambda layer: type(layer).__name__,
 )
 def test_what_has_no_rule_is_unbounded_and_named(layer):
-    flat = nn.Flatten(0, 1) if isinstance(layer, nn.Conv1d) else nn.Identity()
-    report = lipschitz_bound(nn.Sequential(nn.Identity(), nn.Sequential(flat, layer.double())), (2, 6, 6))
-    assert report.total == report.log_total == INF
-    assert report.unbounded == (f"1.1 ({type(layer).__name__})",)
+    net = nn.Sequential(nn.Identity(), nn.Sequential(nn.Identity(), layer.double()))
+    for p in (1, 2, INF):
+        report = lipschitz_bound(net, (2, 6, 6), p)
+        assert report.total == report.log_total == INF
+        assert [message.partition(":")[0] for message in report.unbounded] == [f"1.1 ({type(layer).__name__}"]
+        assert report.layers[-1].reason
 
 
 def test_an_unbounded_net_itself_is_named():
-    assert lipschitz_bound(nn.Tanh(), (3,)).unbounded == ("(net) (Tanh)",)
+    assert lipschitz_bound(nn.Hardshrink(), (3,)).unbounded == ("(net) (Hardshrink: jumps)",)
 
 
 def test_unbounded_layers_in_a_residual_are_named():
-    net = nn.Sequential(Residual(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), nn.Sigmoid()))
-    assert lipschitz_bound(net, (3,)).unbounded == ("0.body.1 (Tanh)", "0.shortcut (Sigmoid)")
+    net = nn.Sequential(Residual(nn.Sequential(nn.Linear(3, 3), nn.Hardshrink()), SubLinear(3, 3)))
+    reasons = ("0.body.1 (Hardshrink: jumps)", "0.shortcut (SubLinear: no rule for this type)")
+    assert lipschitz_bound(net, (3,)).unbounded == reasons
 
 
 # --- nets -------------------------------------------------------------------------------------------------------------
@@ -253,7 +255,7 @@ def rotation(angle):
 )
 def test_product_of_known_factors(first, second, expected):
     net = nn.Sequential(first, identity_spline(2), second).double()
-    assert bound(net, 2) == pytest.approx(expected)
+    assert math.exp(lipschitz_bound(net, (2,)).log_product) == pytest.approx(expected)
 
 
 def test_scalar_relu_net_has_bound_one():
@@ -360,8 +362,8 @@ def test_a_zero_layer_makes_the_bound_zero(position):
 
 
 def test_unbounded_wins_over_zero():
-    assert bound(nn.Sequential(linear([0.0]), nn.Tanh()), 1) == INF
-    assert bound(nn.Sequential(nn.Tanh(), linear([0.0])), 1) == INF
+    assert bound(nn.Sequential(linear([0.0]), nn.Hardshrink()), 1) == INF
+    assert bound(nn.Sequential(nn.Hardshrink(), linear([0.0])), 1) == INF
 
 
 @pytest.mark.parametrize("value", [float("nan"), INF, -INF])
@@ -389,10 +391,10 @@ def test_weights_that_are_not_finite_bound_nothing(layer, name, input_shape, val
     with torch.no_grad():
         parameter.copy_(kept)
     assert report.total == INF
-    assert report.unbounded == (f"0 ({type(layer[0]).__name__})",)
+    assert [message.partition(":")[0] for message in report.unbounded] == [f"0 ({type(layer[0]).__name__}"]
 
 
-@pytest.mark.parametrize("p", [1, 3, INF, 0])
+@pytest.mark.parametrize("p", [3, 0, -1, 1.5])
 def test_other_exponents_are_refused(p):
     net = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=f"p={p}"):
@@ -620,7 +622,7 @@ def test_a_layer_with_hooks_is_unbounded(register):
     getattr(layer, register)(lambda *_: None)
     report = lipschitz_bound(nn.Sequential(layer), (1,))
     assert report.total == math.inf
-    assert report.unbounded == ("0 (Linear with hooks)",)
+    assert report.unbounded == ("0 (Linear: with hooks)",)
 
 
 def test_lower_of_a_diverged_network_is_nan():
@@ -658,14 +660,15 @@ def test_observing_images_leaves_no_gradients_behind():
 @pytest.mark.parametrize(("size", "dilation"), [(2, 1), (3, 1), (3, 2), (5, 1), (7, 1)])
 def test_large_images_take_a_coarse_grid_that_still_bounds(size, dilation, monkeypatch):
     kernel = torch.randn(3, 2, size, size, dtype=torch.float64)
-    coarse = conv2d_spectral_norm(kernel, (300, 90), (dilation, dilation))
+    coarse = conv2d_norm(kernel, (300, 90), dilation)
     monkeypatch.setattr("tautnet.functional.operator_norm._MOST_FREQUENCIES", 10_000)
-    fine = conv2d_spectral_norm(kernel, (300, 90), (dilation, dilation))
+    fine = conv2d_norm(kernel, (300, 90), dilation)
     assert fine <= coarse <= 1.03 * fine
 
 
 def test_the_allowance_between_frequencies_is_needed_and_exact(monkeypatch):
     """|1 - e^{2iw}| = 2 |sin w| peaks at pi / 2, midway between two points of a grid of 10."""
-    monkeypatch.setattr("tautnet.functional.operator_norm._MOST_FREQUENCIES", 10)
+    for name in ("_MOST_FREQUENCIES", "_LEAST_FREQUENCIES"):
+        monkeypatch.setattr(f"tautnet.functional.operator_norm.{name}", 10)
     kernel = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64).view(1, 1, 1, 3)
-    assert conv2d_spectral_norm(kernel, (1, 1000)) == pytest.approx(2, rel=1e-9)
+    assert conv2d_norm(kernel, (1, 1000)) == pytest.approx(2, rel=1e-9)

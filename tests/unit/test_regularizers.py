@@ -32,7 +32,7 @@ def make_net() -> nn.Sequential:
 )
 def test_values_of_known_functions(variation, outer_norm, expected):
     penalty = SecondOrderVariation(0.3, variation, outer_norm)
-    penalty.attach(make_net())
+    penalty.attach(make_net(), ())
     assert penalty().item() == pytest.approx(0.3 * expected, rel=1e-12)
 
 
@@ -41,7 +41,7 @@ def test_values_of_known_functions(variation, outer_norm, expected):
 def test_gradients_are_finite_where_nothing_bends(variation, outer_norm):
     spline = LinearSpline(3, 5, 1.0, init="zero")
     penalty = SecondOrderVariation(1.0, variation, outer_norm)
-    penalty.attach(nn.Sequential(spline))
+    penalty.attach(nn.Sequential(spline), ())
     penalty().backward()
     assert spline.coefficients.grad.isfinite().all()
 
@@ -50,7 +50,7 @@ def test_bv2_sees_the_affine_part_and_tv2_does_not():
     for init, tv2, bv2 in (("identity", 0.0, 1.0), ("zero", 0.0, 0.0), ("relu", 1.0, 2.0)):
         for variation, expected in (("tv2", tv2), ("bv2", bv2)):
             penalty = SecondOrderVariation(1.0, variation)
-            penalty.attach(nn.Sequential(LinearSpline(1, 21, 2.0, init=init)))
+            penalty.attach(nn.Sequential(LinearSpline(1, 21, 2.0, init=init)), ())
             assert penalty().item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -59,7 +59,7 @@ def test_bv2_sees_the_affine_part_and_tv2_does_not():
 def test_balanced_terms_start_equal_and_scale_with_what_grows(variation, outer_norm):
     net, weight = make_net(), 0.01
     penalty = SecondOrderVariation(weight, variation, outer_norm, balanced=True)
-    penalty.attach(net)
+    penalty.attach(net, ())
     assert penalty().item() == pytest.approx(weight * (2 + 3 / 2), rel=1e-12)
     with torch.no_grad():
         net[1].coefficients.mul_(3)  # homogeneous of degree 1
@@ -71,7 +71,7 @@ def test_balanced_terms_start_equal_and_scale_with_what_grows(variation, outer_n
 def test_balanced_starts_at_the_balance_of_the_theorem():
     net = make_net()
     penalty = SecondOrderVariation(0.01, "bv2", balanced=True)
-    penalty.attach(net)
+    penalty.attach(net, ())
     penalty().backward()
     # scaling the first splines by s and the next weight by 1 / s leaves the function: no gain at the start
     spline, weight = net[1].coefficients, net[2].weight
@@ -81,12 +81,12 @@ def test_balanced_starts_at_the_balance_of_the_theorem():
 def test_balanced_denominators_are_those_of_the_start_also_in_a_continued_run():
     started, other = (SecondOrderVariation(0.01, balanced=True) for _ in range(2))
     net = make_net()
-    started.attach(net)
+    started.attach(net, ())
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(1.7)
     expected = started()
-    other.attach(net)
+    other.attach(net, ())
     assert other() != expected
     other.load_state_dict(started.state_dict())
     assert other() == expected
@@ -101,7 +101,7 @@ def test_balanced_denominators_are_those_of_the_start_also_in_a_continued_run():
 def test_balanced_sees_a_parametrised_weight():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))
     penalty = SecondOrderVariation(1.0, balanced=True)
-    penalty.attach(nn.Sequential(layer, LinearSpline(3, 5, 1.0, init="relu")))
+    penalty.attach(nn.Sequential(layer, LinearSpline(3, 5, 1.0, init="relu")), ())
     penalty().backward()
     assert layer.parametrizations.weight.original0.grad.abs().sum() > 0
 
@@ -141,14 +141,14 @@ def zeros(layer: nn.Module) -> nn.Module:
 )
 def test_what_cannot_be_weighed_is_refused(net, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        SecondOrderVariation(1.0, balanced=True).attach(net)
+        SecondOrderVariation(1.0, balanced=True).attach(net, ())
 
 
 def test_shrinking_steps_leave_the_kinks_that_the_data_needs():
     torch.set_default_dtype(torch.float32)
     spline = LinearSpline(1, 41, 1.0, init="zero")
     penalty = SecondOrderVariation(0.0, prox=2e-4)
-    penalty.attach(nn.Sequential(spline))
+    penalty.attach(nn.Sequential(spline), ())
     x = torch.linspace(-1, 1, 400).unsqueeze(1)
     target = (x - 0.5).abs() - 2 * x.clamp(max=-0.25)
     optimizer = torch.optim.SGD([spline.coefficients], lr=1.0)
@@ -164,6 +164,6 @@ def test_shrinking_steps_leave_the_kinks_that_the_data_needs():
     assert live.sum() <= 6
     before = spline.coefficients.detach().clone()
     idle = SecondOrderVariation(0.0)
-    idle.attach(nn.Sequential(spline))
+    idle.attach(nn.Sequential(spline), ())
     idle.project_()
     assert torch.equal(spline.coefficients, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 
 from tautnet.factories import AbstractLayer
@@ -33,8 +34,8 @@ class AbstractActivation(AbstractLayer):
         """
 
     @abstractmethod
-    def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-        """Image of the box [lo, hi]: smallest and largest value, shapes as ``lo`` and ``hi``, (N, C, *)."""
+    def tv2(self) -> Tensor:
+        """Second-order total variation of each function, the total variation of its derivative; may be infinite."""
 
     @abstractmethod
     def local_slope_range(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,3 +45,18 @@ class AbstractActivation(AbstractLayer):
         """Largest |slope|: the constant of an elementwise map, the same and exact for every vector p-norm."""
         lo_C, hi_C = self.slope_range()
         return lo_C.abs().maximum(hi_C.abs()).max()
+
+    def local_lipschitz_constant(self, lo: Tensor, hi: Tensor, p: float) -> Tensor:
+        """Largest |slope| that each sample's box [lo, hi] meets, shape (N,)."""
+        return self.local_gain(lo, hi).flatten(1).amax(1)
+
+    def local_gain(self, lo: Tensor, hi: Tensor) -> Tensor:
+        """Largest |slope| of each element over the box [lo, hi], shape as ``lo``."""
+        low, high = self.local_slope_range(lo, hi)
+        return torch.maximum(low.abs(), high.abs())
+
+    def bv2(self) -> Tensor:
+        """TV(2)(f) + |f(0)| + |f(1)| of each function. Source: Aziznejad et al. (2020)."""
+        points = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        values_2C = self(points.unsqueeze(1).expand(2, self.num_channels)).abs()
+        return self.tv2() + values_2C.sum(dim=0)

@@ -45,6 +45,10 @@ class LeakyReLU(AbstractActivation):
         lo_C, hi_C = _constants(lo, hi, num_channels=self.num_channels)
         return lo_C, hi_C
 
+    def tv2(self) -> Tensor:
+        """|1 - negative_slope|."""
+        return _constants(abs(1 - self.negative_slope), num_channels=self.num_channels)[0]
+
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """Exact image of the box."""
         return range_on_box(self, lo, hi, turning_points=[0.0])
@@ -72,6 +76,10 @@ class ReLU(AbstractActivation):
         lo_C, hi_C = _constants(0.0, 1.0, num_channels=self.num_channels)
         return lo_C, hi_C
 
+    def tv2(self) -> Tensor:
+        """1."""
+        return _constants(1.0, num_channels=self.num_channels)[0]
+
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """Exact image of the box."""
         return F.relu(lo), F.relu(hi)
@@ -96,6 +104,10 @@ class Absolute(AbstractActivation):
         """-1 and 1."""
         lo_C, hi_C = _constants(-1.0, 1.0, num_channels=self.num_channels)
         return lo_C, hi_C
+
+    def tv2(self) -> Tensor:
+        """2."""
+        return _constants(2.0, num_channels=self.num_channels)[0]
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """Exact image of the box."""
@@ -132,6 +144,10 @@ class ELU(AbstractActivation):
         """0 (approached) and max(1, alpha)."""
         lo_C, hi_C = _constants(0.0, max(1.0, self.alpha), num_channels=self.num_channels)
         return lo_C, hi_C
+
+    def tv2(self) -> Tensor:
+        """The slope rises from 0 to alpha and jumps to 1."""
+        return _constants(self.alpha + abs(1 - self.alpha), num_channels=self.num_channels)[0]
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """Exact image of the box: the function never falls."""
@@ -171,6 +187,11 @@ class GELU(AbstractActivation):
         extrema_2C = self._derivative(torch.tensor([[-sqrt(2.0)], [sqrt(2.0)]], dtype=torch.float64))
         lo_C, hi_C = extrema_2C.expand(2, self.num_channels).unbind()
         return lo_C, hi_C
+
+    def tv2(self) -> Tensor:
+        """The slope goes from 0 to its minimum, to its maximum, to 1."""
+        lo_C, hi_C = self.slope_range()
+        return -lo_C + (hi_C - lo_C) + (hi_C - 1)
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """Exact image of the box: falling up to ``minimum_at``, then rising."""

@@ -176,9 +176,8 @@ class LinearSpline(AbstractActivation):
         self.coefficients.copy_(values_CK)
         self.awaits_range = False  # a range from data would start ``init`` anew
 
-    @torch.no_grad()
     def slopes(self) -> Tensor:
-        """Slopes between knots, shape (curves, K-1), in float64 on the CPU: for bounds, not for training."""
+        """Slopes between knots, shape (curves, K-1), in float64 on the CPU, where bounds are computed."""
         if self._limited:  # of the stored values
             return self.values_at_knots().to("cpu", torch.float64).diff(dim=1) / self._step_C1().cpu()
         slopes = spline.slopes(self.coefficients.to("cpu", torch.float64), self.grid_range)  # alpha leaves them

@@ -45,6 +45,10 @@ class PReLU(AbstractActivation):
         weight_C = self.weight.to("cpu", torch.float64)
         return weight_C.clamp(max=1.0), weight_C.clamp(min=1.0)
 
+    def tv2(self) -> Tensor:
+        """|1 - w_c|."""
+        return (1 - self.weight.to("cpu", torch.float64)).abs()
+
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """Exact image of the box."""
         return range_on_box(self, lo, hi, turning_points=[0.0])

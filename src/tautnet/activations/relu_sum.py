@@ -124,6 +124,10 @@ class ReluSum(AbstractActivation):
         slopes_C = slopes.reshape(self.num_channels, -1)
         return slopes_C.min(dim=1).values, slopes_C.max(dim=1).values
 
+    def tv2(self) -> Tensor:
+        """Sum of the sizes of the changes of slope of each curve."""
+        return self.slopes.to("cpu", torch.float64).diff(dim=1).abs().sum(dim=1)
+
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """Exact image of the box: taken at an end or at a knot inside."""
         knots, slopes, (value_at_0,) = self._beside(lo, lo.dtype)

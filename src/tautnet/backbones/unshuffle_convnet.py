@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from tautnet.backbones.blocks import averaged
 from tautnet.backbones.layers import LayerFactory, check_image_shape, check_least
 
 
@@ -31,6 +32,7 @@ def unshuffle_convnet(
     num_blocks: int = 5,
     layers_per_block: int = 5,
     kernel_size: int = 3,
+    residual: float | None = None,
 ) -> nn.Sequential:
     """A 1x1 convolution, blocks that double the channels and halve the image without losing a value, a dense head.
 
@@ -52,17 +54,23 @@ def unshuffle_convnet(
         num_blocks: at least 1; authors 5, and 6 with half the width for images of 64 x 64.
         layers_per_block: at least 1; authors 5.
         kernel_size: of the blocks but the last, at least 1; authors 3.
+        residual: ours, not theirs. None, or r above 0, below 1: convolution, normalizer and activation of equal width
+            become x to r layers(x) + (1 - r) x, which keeps a Lipschitz constant of 1.
 
     Raises:
-        ValueError: ``input_shape`` is no image or of other sides, or a value out of range.
+        ValueError: ``input_shape`` is no image or of other sides, a value out of range, or ``residual`` with blocks of
+            one layer, none of which keeps the width.
     """
     _check(input_shape, width, num_blocks, layers_per_block, kernel_size)
+    if residual is not None and not (0 < residual < 1 and layers_per_block > 1):
+        raise ValueError(f"residual={residual}: null, or above 0 and below 1 with layers_per_block of at least 2")
     modules = layers.conv_norm_act(input_shape[0], width, 1)
     channels = width
     for block in range(num_blocks):
         size = 1 if block == num_blocks - 1 else kernel_size
         for _ in range(layers_per_block - 1):
-            modules += layers.conv_norm_act(channels, channels, size)
+            layer = layers.conv_norm_act(channels, channels, size)
+            modules += layer if residual is None else [averaged(nn.Sequential(*layer), nn.Identity(), residual)]
         modules += [*layers.conv_norm_act(channels, channels // 2, size), nn.PixelUnshuffle(2)]
         channels *= 2
     return nn.Sequential(*modules, nn.AdaptiveMaxPool2d(1), nn.Flatten(), layers.linear(channels, num_outputs))

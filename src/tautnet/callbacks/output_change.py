@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tautnet.activations import LinearSpline
 from tautnet.backbones.blocks import Residual
 from tautnet.lipschitz import lipschitz_bound
-from tautnet.lipschitz.bound import eval_mode
+from tautnet.lipschitz.structure import eval_mode
 from tautnet.splines.difference import largest_difference
 
 Ranges = dict[nn.Module, tuple[Tensor, Tensor]]  # of the inputs that each curve of a spline met

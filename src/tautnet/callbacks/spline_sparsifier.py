@@ -20,7 +20,7 @@ from torchmetrics import Metric
 from tautnet import logkeys
 from tautnet.activations import LinearSpline
 from tautnet.callbacks.output_change import output_change_bound
-from tautnet.lipschitz.bound import eval_mode
+from tautnet.lipschitz.structure import eval_mode
 from tautnet.models.base import AbstractModel
 from tautnet.splines import SparsifyReport, search_thresholds, sparsify_
 from tautnet.splines.sparsify import Method

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from tautnet.data.loader import AbstractSamples, TensorLoader
 from tautnet.factories import Task
@@ -16,11 +17,19 @@ from tautnet.factories import Task
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set."""
+    """The three parts of a data set.
+
+    Attributes:
+        train: to train on.
+        val: to validate on.
+        test: to test on.
+        scale: see ``AbstractData.input_scale``; None where inputs are in raw units already.
+    """
 
     train: AbstractSamples
     val: AbstractSamples
     test: AbstractSamples
+    scale: Tensor | None = field(default=None, kw_only=True)
 
 
 class AbstractData(pl.LightningDataModule, ABC):
@@ -40,6 +49,15 @@ class AbstractData(pl.LightningDataModule, ABC):
     @abstractmethod
     def num_outputs(self) -> int:
         """Classes, target values or image channels: the width of a network's output."""
+
+    @property
+    def input_scale(self) -> Tensor:
+        """What a unit of the network's input is in raw units, float64 (C,), one for each of dimension 1 of a batch.
+
+        Certificates count in raw units: of images in the range of their values, 0 to 1, of tables in each column's own.
+        1 here, for data that the network gets as it is; data sets that standardise say by what.
+        """
+        return torch.ones(self.input_shape[0], dtype=torch.float64)
 
 
 def check_seed(name: str, value: int) -> None:
@@ -82,6 +100,11 @@ class AbstractTensorData(AbstractData):
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return self.splits.train.sample_shape
+
+    @property
+    def input_scale(self) -> Tensor:
+        """As the splits say."""
+        return super().input_scale if self.splits.scale is None else self.splits.scale
 
     def train_dataloader(self) -> TensorLoader:
         """Training batches, in an order of their own each epoch; a continued run goes on inside its epoch."""

@@ -56,7 +56,8 @@ class Digits(AbstractTensorData):
         images, classes = load_digits(return_X_y=True)
         parts = three_parts(len(images), classes, self.val_fraction, self.test_fraction, self.split_seed)
         mean, deviation = images[parts[0]].mean(), images[parts[0]].std()
-        return Splits(*(_as_samples((images[i] - mean) / deviation, classes[i]) for i in parts))
+        scale = torch.tensor([deviation / 16], dtype=torch.float64)  # pixels are counts from 0 to 16
+        return Splits(*(_as_samples((images[i] - mean) / deviation, classes[i]) for i in parts), scale=scale)
 
 
 def _as_samples(x: np.ndarray, y: np.ndarray) -> TensorSamples:

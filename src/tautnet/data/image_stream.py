@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tautnet.data import hub_access
 from tautnet.data.augment import Augmentation
@@ -130,6 +131,11 @@ class ImageStream(AbstractData):
     def input_shape(self) -> tuple[int, ...]:
         """(C, image_size, image_size)."""
         return (len(self.settings.colours.mean), self.settings.image_size, self.settings.image_size)
+
+    @property
+    def input_scale(self) -> Tensor:
+        """The colours' deviations, in units of the range of pixel values."""
+        return self.settings.colours.deviation / 255
 
     def train_dataloader(self) -> StreamLoader:
         """Batches of this process's shards; all processes have the same number of batches."""

@@ -82,19 +82,29 @@ def table_splits(
     y = target if task == "classification" else standardised(target[:, None], parts[0])
     dtype = np.int64 if task == "classification" else np.float32
     return Splits(
-        *(TensorSamples(torch.from_numpy(x[i].astype(np.float32)), torch.from_numpy(y[i].astype(dtype))) for i in parts)
+        *(
+            TensorSamples(torch.from_numpy(x[i].astype(np.float32)), torch.from_numpy(y[i].astype(dtype)))
+            for i in parts
+        ),
+        scale=torch.from_numpy(_statistics(features, parts[0])[1].astype(np.float64)),
     )
 
 
 def standardised(columns_ND: Array, train: Indices) -> Array:
-    """(x - mean) / deviation of the training rows.
+    """(x - mean) / deviation of the training rows, 0 where that is constant.
 
     Raises:
         ValueError: values whose mean or deviation overflows.
     """
+    mean, deviation, constant = _statistics(columns_ND, train)
+    return np.where(constant, 0.0, (columns_ND - mean) / deviation)
+
+
+def _statistics(columns_ND: Array, train: Indices) -> tuple[Array, Array, Array]:
+    """Mean and deviation of each column over the training rows, and which are constant; their deviation is called 1."""
     with np.errstate(over="ignore", invalid="ignore"):
         mean, deviation = columns_ND[train].mean(0), columns_ND[train].std(0)
     if not (np.isfinite(mean).all() and np.isfinite(deviation).all()):
         raise ValueError("values too large to be standardised")
     constant = deviation <= 1e-12 * np.abs(columns_ND[train]).max(0, initial=0)
-    return np.where(constant, 0.0, (columns_ND - mean) / np.where(constant, 1.0, deviation))
+    return mean, np.where(constant, 1.0, deviation), constant

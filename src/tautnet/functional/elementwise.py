@@ -1,4 +1,4 @@
-"""Range of a scalar function over boxes."""
+"""Ranges of scalar functions over boxes."""
 
 from __future__ import annotations
 
@@ -29,3 +29,9 @@ def range_on_box(
     ]
     values = [function(point) for point in (lo, hi, *inside)]
     return reduce(torch.minimum, values), reduce(torch.maximum, values)
+
+
+def scaled_box(lo: Tensor, hi: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact image of the box [lo, hi] under multiplication by ``factor``, which broadcasts against it."""
+    ends = (factor * lo, factor * hi)
+    return torch.minimum(*ends), torch.maximum(*ends)

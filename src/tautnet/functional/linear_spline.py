@@ -10,6 +10,8 @@ Source: Bohra, Campos, Gupta, Aziznejad, Unser (2020), B-spline form; the formul
 
 from __future__ import annotations
 
+from math import nan
+
 import torch
 from torch import Tensor
 
@@ -60,24 +62,93 @@ def beside(x: Tensor, values_C: Tensor) -> Tensor:
 
 
 def interval(lo: Tensor, hi: Tensor, coefficients_CK: Tensor, grid_range: float) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of spline c on ``[lo[:, c], hi[:, c]]``: taken at an end or at a knot inside."""
+    """Smallest and largest value of spline c on ``[lo[:, c], hi[:, c]]``: taken at an end or at a knot inside.
+
+    A knot within rounding of an end counts as inside. Differentiable in the coefficients and the ends.
+
+    Args:
+        lo: lower ends, shape (N, C, *); infinite ones are allowed, NaN gives NaN.
+        hi: upper ends, at least ``lo``.
+        coefficients_CK: values at the knots, shape (C, K) or (1, K).
+        grid_range: half-width of the knot interval, in the unit of the ends.
+    """
     ends = (evaluate(lo, coefficients_CK, grid_range), evaluate(hi, coefficients_CK, grid_range))
-    low, high = torch.minimum(*ends), torch.maximum(*ends)
-    knots = knot_positions(coefficients_CK.shape[1], grid_range).tolist()
-    for knot, value_C in zip(knots, coefficients_CK.unbind(1), strict=True):
-        inside, value = (lo <= knot) & (knot <= hi), beside(lo, value_C)
-        low = torch.where(inside, torch.minimum(low, value), low)
-        high = torch.where(inside, torch.maximum(high, value), high)
-    return low, high
+    num_knots = coefficients_CK.shape[1]
+    position_lo, position_hi = _outward_positions(lo, hi, num_knots, grid_range, coefficients_CK.dtype)
+    first, last = position_lo.ceil().long().clamp(min=0), position_hi.floor().long().clamp(max=num_knots - 1)
+    inside = first <= last
+    low, high = range_extremes(coefficients_CK, first.clamp(max=num_knots - 1), torch.maximum(first, last))
+    low = torch.where(inside, torch.minimum(ends[0], low.to(lo.dtype)), ends[0])
+    high = torch.where(inside, torch.maximum(ends[0], high.to(lo.dtype)), ends[0])
+    return torch.minimum(low, ends[1]), torch.maximum(high, ends[1])
 
 
 def local_slope_range(lo: Tensor, hi: Tensor, coefficients_CK: Tensor, grid_range: float) -> tuple[Tensor, Tensor]:
-    """Smallest and largest slope of spline c among the cells that ``[lo[:, c], hi[:, c]]`` touches."""
-    knots = knot_positions(coefficients_CK.shape[1], grid_range).tolist()
-    starts, ends = [-float("inf"), *knots[1:-1]], [*knots[1:-1], float("inf")]
-    smallest, largest = torch.full_like(lo, float("inf")), torch.full_like(lo, -float("inf"))
-    for start, end, slope_C in zip(starts, ends, slopes(coefficients_CK, grid_range).unbind(1), strict=True):
-        touched, slope = (lo <= end) & (start <= hi), beside(lo, slope_C)
-        smallest = torch.where(touched, torch.minimum(smallest, slope), smallest)
-        largest = torch.where(touched, torch.maximum(largest, slope), largest)
-    return smallest, largest
+    """Smallest and largest slope of spline c among the cells that ``[lo[:, c], hi[:, c]]`` touches.
+
+    An end within rounding of a knot touches both of its cells. Arguments and gradients as of ``interval``.
+    """
+    num_cells = coefficients_CK.shape[1] - 1
+    position_lo, position_hi = _outward_positions(lo, hi, num_cells + 1, grid_range, coefficients_CK.dtype)
+    first = (position_lo.ceil().long() - 1).clamp(0, num_cells - 1)
+    last = position_hi.floor().long().clamp(0, num_cells - 1)
+    smallest, largest = range_extremes(slopes(coefficients_CK, grid_range), first, torch.maximum(first, last))
+    unknown = lo.isnan() | hi.isnan()
+    return smallest.to(lo.dtype).masked_fill(unknown, nan), largest.to(lo.dtype).masked_fill(unknown, nan)
+
+
+@torch.no_grad()
+def _outward_positions(
+    lo: Tensor, hi: Tensor, num_knots: int, grid_range: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Positions of the ends in units of cells, knot k at k, moved outwards by more than they were rounded.
+
+    Inside the grid the sum, the factor and the product err by at most 4 units in the last place of K, and an end that
+    is itself a rounded multiple by one more. Ends beyond the grid are moved near to it.
+    """
+    wide = torch.promote_types(torch.promote_types(lo.dtype, dtype), torch.float32)
+    rounding = 8 * torch.finfo(wide).eps * num_knots
+    scale = (num_knots - 1) / (2 * grid_range)
+    at_lo, at_hi = (((end.to(wide) + grid_range) * scale).nan_to_num(nan=0.0) for end in (lo, hi))
+    return (at_lo - rounding).clamp(-1, num_knots), (at_hi + rounding).clamp(-1, num_knots)
+
+
+def range_extremes(values_CK: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest of ``values_CK[c, first[:, c]], ..., values_CK[c, last[:, c]]``, shape (N, C, *).
+
+    Two look-ups each, whatever the length: a table holds where the extreme of each run of 2^j values lies, and two
+    runs cover a range. The gradient goes to the value that is the extreme, the first found of equal ones.
+
+    Args:
+        values_CK: shape (C, K) or (1, K).
+        first: int64 indices from 0, shape (N, C, *).
+        last: indices, at least ``first`` and below K.
+    """
+    num_curves, num_values = values_CK.shape
+    curve = beside(first, torch.arange(num_curves, device=first.device))
+    level_of_length = torch.arange(num_values + 1, device=first.device).clamp(min=1).double().log2().floor().long()
+    level = level_of_length[last - first + 1]
+    row = (level * num_curves + curve) * num_values
+    starts = (row + first, row + last + 1 - (1 << level))
+    known, flat = values_CK.detach().flatten(), values_CK.flatten()
+
+    def extreme(sign: int) -> Tensor:
+        a, b = (_runs(sign * values_CK.detach()).index_select(0, start.flatten()) for start in starts)
+        chosen = torch.where(sign * known[a] >= sign * known[b], a, b)
+        return flat.index_select(0, chosen).view(first.shape)
+
+    return extreme(-1), extreme(1)
+
+
+def _runs(values_CK: Tensor) -> Tensor:
+    """Where in the flat ``values_CK`` the largest of each run of 2^j values lies, by level j, curve and start, flat."""
+    num_curves, num_values = values_CK.shape
+    flat = values_CK.flatten()
+    best = torch.arange(flat.numel(), device=flat.device).view(num_curves, num_values)
+    levels, length = [best], 1
+    while 2 * length <= num_values:
+        other = torch.cat([best[:, length:], best[:, -length:]], dim=1)  # runs that leave the row are never asked for
+        best = torch.where(flat[other] > flat[best], other, best)
+        levels.append(best)
+        length *= 2
+    return torch.stack(levels).flatten()

@@ -51,7 +51,9 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # to be differentiated again
+        functorch = torch._C._functorch
+        batched = functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
+        if torch.is_grad_enabled() or batched:  # to be differentiated again, or several gradients at once
             return _backward(ctx, grad)
         wanted = ctx.needs_input_grad[1]
         x, coefficients_CK = ctx.saved_tensors

@@ -1,18 +1,23 @@
-"""Upper bound of a network's Lipschitz constant from its structure."""
+"""Upper bounds of a network's Lipschitz constant from its structure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, inf, log
+from math import inf
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils import parametrize
 
-from tautnet.backbones.blocks import Residual
-from tautnet.factories import AbstractLayer
-from tautnet.lipschitz.rules import stock_layer_bound
+from tautnet.lipschitz.folded import items_of, log_folded
+from tautnet.lipschitz.lmi import log_lmi_folded
+from tautnet.lipschitz.product import LeafConstants, log_product, to_float
+from tautnet.lipschitz.structure import check_exponent, eval_mode, leaves, read
+
+
+class UnboundedError(ValueError):
+    """A strict bound was asked for and does not exist; the message lists the layers that are the reason."""
 
 
 @dataclass(frozen=True)
@@ -23,107 +28,84 @@ class LayerBound:
         path: dotted path in the network, empty for the network itself.
         kind: class name.
         value: upper bound of the layer's constant.
+        reason: why ``value`` is inf; empty where it is finite.
     """
 
     path: str
     kind: str
     value: float
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class LipschitzReport:
-    """Bound of a network.
+    """Bounds of a network, natural logarithms, which do not overflow; inf where there is none.
 
     Attributes:
-        total: upper bound of the network's constant; inf if a layer has none or beyond float range.
-        log_total: its natural logarithm, which does not overflow.
+        p: exponent of the vector norm.
+        log_product: product of the layers' constants over chains, sum over ``Residual``.
+        log_folded: the same after slopes and diagonal factors are multiplied into neighbouring weights.
+        log_lmi: the same with the runs of dense layers bounded by layer-wise matrix inequalities; p = 2 only, else as
+            ``log_folded``.
         layers: every leaf in order of evaluation.
-        unbounded: paths and kinds of the leaves without a finite bound, the reason why ``total`` is inf.
     """
 
-    total: float
-    log_total: float
+    p: float
+    log_product: float
+    log_folded: float
+    log_lmi: float
     layers: tuple[LayerBound, ...]
-    unbounded: tuple[str, ...]
+
+    @property
+    def log_total(self) -> float:
+        """The smallest of the three, each of which is a guarantee."""
+        return min(self.log_product, self.log_folded, self.log_lmi)
+
+    @property
+    def total(self) -> float:
+        """The guarantee; inf if a layer has none or beyond float range."""
+        return to_float(self.log_total)
+
+    @property
+    def unbounded(self) -> tuple[str, ...]:
+        """Path, kind and reason of the leaves without a finite bound, the reason why ``total`` is inf."""
+        return tuple(
+            f"{layer.path or '(net)'} ({layer.kind}{': ' if layer.reason else ''}{layer.reason})"
+            for layer in self.layers
+            if layer.value == inf
+        )
 
 
-@contextmanager
-def eval_mode(net: nn.Module) -> Iterator[None]:
-    """Put every submodule in eval mode and restore each one's own flag afterwards."""
-    flags = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+def lipschitz_bound(net: nn.Module, input_shape: Sequence[int], p: float = 2, strict: bool = False) -> LipschitzReport:
+    """Guaranteed upper bounds of ||f(x) - f(y)||_p / ||x - y||_p over all x, y, for the net f in eval mode.
 
-
-def lipschitz_bound(net: nn.Module, input_shape: Sequence[int], p: float = 2) -> LipschitzReport:
-    """Guaranteed upper bound of ||f(x) - f(y)||_p / ||x - y||_p over all x, y, for the net f in eval mode.
-
-    Product over ``Sequential``, sum over ``Residual``; own layers answer for themselves, stock torch layers by exact
-    type; anything else, a layer with forward hooks included, is unbounded and named. The statement is about real
-    arithmetic with the stored weights: the rounding of a float32 forward pass is not covered. Training flags, buffers,
-    gradients and random state stay as they are.
+    Own layers answer for themselves, stock torch layers by exact type; anything else, a layer with hooks included, is
+    unbounded and named. The statement is about real arithmetic with the stored weights; the bound's own float64
+    arithmetic is covered by a relative allowance of 1e-10 a layer. Training flags, buffers, gradients and random state
+    stay as they are.
 
     Args:
         net: the network; convolutions are bounded for the image sizes that ``input_shape`` leads to.
         input_shape: shape of one sample, without the batch.
-        p: exponent of the vector norm; 2 is what is implemented.
+        p: exponent of the vector norm on both sides, 1, 2 or inf.
+        strict: raise where the bound would be inf.
 
     Raises:
         ValueError: another ``p``.
+        UnboundedError: with ``strict``, layers without a finite bound, listed by path.
     """
-    if p != 2:
-        raise ValueError(f"p={p}: 2")
-    parameter = next(net.parameters(), torch.zeros(()))
-    x = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
-    layers: list[LayerBound] = []
-    with torch.no_grad(), eval_mode(net), nn.utils.parametrize.cached():
-        log_total, _ = _log_bound(net, "", x, p, layers)
-    unbounded = tuple(f"{layer.path or '(net)'} ({layer.kind})" for layer in layers if layer.value == inf)
-    total = exp(log_total) if log_total < 700 else inf
-    return LipschitzReport(total, log_total, tuple(layers), unbounded)
-
-
-def _log_bound(net: nn.Module, path: str, x: Tensor, p: float, layers: list[LayerBound]) -> tuple[float, Tensor]:
-    """Logarithm of the bound, and the output for ``x``, whose shape the next layer needs."""
-    if net._forward_hooks or net._forward_pre_hooks:  # they may change the function
-        layers.append(LayerBound(path, f"{type(net).__name__} with hooks", inf))
-        return inf, net(x)
-    if type(net) is nn.Sequential:
-        log_total = 0.0
-        for name, child in net._modules.items():  # named_children would pass over a module used a second time
-            assert child is not None
-            log_child, x = _log_bound(child, _join(path, name), x, p, layers)
-            log_total = _log_product(log_total, log_child)
-        return log_total, x
-    if type(net) is Residual:
-        log_body, y = _log_bound(net.body, _join(path, "body"), x, p, layers)
-        log_shortcut, z = _log_bound(net.shortcut, _join(path, "shortcut"), x, p, layers)
-        if y.shape != z.shape:  # a sum that broadcasts repeats values, which no constant of a branch accounts for
-            layers.append(LayerBound(path, "Residual of different shapes", inf))
-            return inf, y + z
-        return _log_sum(log_body, log_shortcut), y + z
-    value = float(net.lipschitz_constant(p) if isinstance(net, AbstractLayer) else stock_layer_bound(net, x.shape[1:]))
-    value = value if value >= 0 else inf  # NaN weights bound nothing
-    layers.append(LayerBound(path, type(net).__name__, value))
-    return (log(value) if value > 0 else -inf), net(x)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _log_product(a: float, b: float) -> float:
-    """Log of a product in which unbounded wins over zero."""
-    return inf if inf in (a, b) else a + b
-
-
-def _log_sum(a: float, b: float) -> float:
-    """Log of exp(a) + exp(b)."""
-    high, low = max(a, b), min(a, b)
-    if high in (inf, -inf):
-        return high
-    return high + log(1 + exp(low - high))
+    check_exponent(p)
+    with torch.no_grad(), eval_mode(net), parametrize.cached():
+        chain = read(net, input_shape)
+        constants = LeafConstants(p)
+        product = log_product(chain, p, constants)
+        items = items_of(chain, p, constants)
+        folded = log_folded(items, p, constants)
+        lmi = log_lmi_folded(items, constants) if p == 2 else folded
+        layers = tuple(
+            LayerBound(leaf.path, leaf.kind, constants(leaf), constants.reason(leaf)) for leaf in leaves(chain)
+        )
+    report = LipschitzReport(p, product, folded, lmi, layers)
+    if strict and report.unbounded:
+        raise UnboundedError(f"no finite bound for p={p}: {', '.join(report.unbounded)}")
+    return report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from math import inf
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -32,9 +33,9 @@ class AbstractModel(pl.LightningModule, ABC):
     model without Hydra.
 
     Args:
-        config: plain dicts, lists and scalars under the keys ``model`` (with ``net``), ``activation``, ``norm`` (with
-            ``output`` and ``weight``), ``optimizer``, ``scheduler``, ``regularizer``, and, from the data,
-            ``input_shape`` (of one sample) and ``num_outputs``.
+        config: plain dicts, lists and scalars under the keys ``model`` (with ``net`` and, to classify, ``loss``),
+            ``activation``, ``norm`` (with ``output`` and ``weight``), ``optimizer``, ``scheduler``, ``regularizer``,
+            and, from the data, ``input_shape`` (of one sample) and ``num_outputs``.
 
     Raises:
         ConfigError: a setting that cannot be used, by its key.
@@ -46,12 +47,15 @@ class AbstractModel(pl.LightningModule, ABC):
         super().__init__()
         self.save_hyperparameters({"config": config}, logger=False)
         self.input_shape: tuple[int, ...] = tuple(config["input_shape"])
+        loss = config["model"].get("loss")
+        if loss and self.task != "classification":
+            raise ConfigError(f"loss={loss['_target_']}: default; a model for {self.task} has its own loss")
         self.net = build_net(config)
         self.regularizers = nn.ModuleDict(build(config["regularizer"], "regularizer"))
         for name, regularizer in self.regularizers.items():
             assert isinstance(regularizer, AbstractRegularizer)
             try:
-                regularizer.attach(self.net)
+                regularizer.attach(self.net, self.input_shape)
             except ValueError as error:
                 raise ConfigError(f"regularizer.{name}: {error}") from error
         role_settings(config["optimizer"])  # report bad settings now, not when training starts
@@ -59,6 +63,7 @@ class AbstractModel(pl.LightningModule, ABC):
             parameters_by_role(self)
         except ValueError as error:
             raise ConfigError(f"norm.weight: {error}") from error
+        self._total_steps = inf
         self._projected = [module for module in self.modules() if isinstance(module, Projected)]
 
     @abstractmethod
@@ -68,6 +73,18 @@ class AbstractModel(pl.LightningModule, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """The network's output."""
         return self.net(x)
+
+    @property
+    def progress(self) -> float:
+        """Share of the training steps behind, 0 to 1; 0 before a fit."""
+        return min(1.0, self.global_step / self._total_steps)
+
+    def check_targets(self, targets: Tensor) -> None:
+        """Look at the targets of a training batch before the fit.
+
+        Raises:
+            ConfigError: targets that the loss cannot take.
+        """
 
     def calibrate_(self, x: Tensor) -> None:
         """Set what waits for data (``grid_range=auto``), before the model is copied, compiled or fitted.
@@ -141,7 +158,7 @@ class AbstractModel(pl.LightningModule, ABC):
             make_optimizer(parameters, role, *settings[role]) for role, parameters in parameters_by_role(self).items()
         ]
         optimizer = JointOptimizer(members)
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        self._total_steps = total_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = build(config["scheduler"], "scheduler", optimizer=optimizer, total_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tautnet.factories import AbstractLayer
+from tautnet.functional.elementwise import scaled_box
 
 
 def batch_norm_flat(num_channels: int, eps: float, momentum: float, affine: bool) -> nn.BatchNorm1d:
@@ -59,7 +60,21 @@ class BatchNorm(AbstractLayer):
         """(N, C, *) to the same shape."""
         return apply_flat(self.batch_norm, x)
 
+    def slope_range(self) -> tuple[Tensor, Tensor]:
+        """The factor gamma_c / sqrt(var_c + eps) of each channel."""
+        factor_C = self.batch_norm.weight.to("cpu", torch.float64) * inverse_deviation(self.batch_norm)
+        return factor_C, factor_C
+
     def lipschitz_constant(self, p: float) -> Tensor:
         """Of the eval-mode map."""
-        weight_C = self.batch_norm.weight.to("cpu", torch.float64)
-        return (weight_C * inverse_deviation(self.batch_norm)).abs().max()
+        return self.slope_range()[0].abs().max()
+
+    def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact image of the box under the eval-mode map."""
+        batch_norm = self.batch_norm
+        assert batch_norm.running_mean is not None
+        factor_C = self.slope_range()[0].to(lo)
+        shift_C = batch_norm.bias - factor_C * batch_norm.running_mean
+        column = (-1, *[1] * (lo.dim() - 2))
+        low, high = scaled_box(lo, hi, factor_C.view(column))
+        return low + shift_C.view(column), high + shift_C.view(column)

@@ -6,7 +6,8 @@ from math import prod, sqrt
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+
+from tautnet.normalizers.weight import check_constant, check_layer, parametrised
 
 
 def orthonormalised(matrix_OI: Tensor, num_iterations: int = 15, beta: float = 0.5) -> Tensor:
@@ -39,32 +40,36 @@ class OrthonormalWeight(nn.Module):
     Args:
         num_iterations: of Björck's iteration.
         beta: its step.
+        constant: what the layer's spectral norm does not exceed.
     """
 
-    def __init__(self, num_iterations: int, beta: float) -> None:
+    def __init__(self, num_iterations: int, beta: float, constant: float) -> None:
         super().__init__()
-        self.num_iterations, self.beta = num_iterations, beta
+        self.num_iterations, self.beta, self.constant = num_iterations, beta, constant
 
     def extra_repr(self) -> str:
         """The settings in the module's printed form."""
-        return f"num_iterations={self.num_iterations}, beta={self.beta}"
+        return f"num_iterations={self.num_iterations}, beta={self.beta}, constant={self.constant}"
 
     def forward(self, weight: Tensor) -> Tensor:
-        """(O, I) or (O, I, H, W) to the same shape."""
+        """(O, I) or (O, I / groups, *k) to the same shape."""
         with torch.autocast(weight.device.type, enabled=False):  # 16-bit products would leave the norm 1 % above 1
             matrix_OI = orthonormalised(weight.flatten(1), self.num_iterations, self.beta)
-        return matrix_OI.view_as(weight) / sqrt(prod(weight.shape[2:]))
+        return matrix_OI.view_as(weight) * (self.constant / sqrt(prod(weight.shape[2:])))
 
 
 class Bjorck:
-    r"""Keeps the spectral norm of a layer at or below 1, by weights that are orthonormal up to convergence.
+    r"""Keeps the spectral norm of a layer at or below ``constant``, by weights orthonormal up to convergence.
 
-    The weight in force is ``orthonormalised`` of the learned one, and gradients go through all iterations. Of a dense
-    layer all singular values come near 1. Of a convolution it is the C_out x (C_in k_h k_w) matrix M of the kernel,
-    divided by sqrt(k_h k_w). That is sound for every stride, dilation and zero padding: the layer is M after the map
-    from an image to its windows, and each pixel lies in at most k_h k_w windows, so that this map has norm at most
-    sqrt(k_h k_w). The groups' matrices are blocks of rows of M, of norm at most 1 too. A convolution is not orthogonal
-    as a map of images.
+    The weight in force is ``constant`` times ``orthonormalised`` of the learned one, and gradients go through all
+    iterations. Of a dense layer with constant 1 all singular values come near 1. Of a convolution it is the
+    C_out x (C_in k_h k_w) matrix M of the kernel, divided by sqrt(k_h k_w). That is sound for every stride, dilation
+    and zero padding: the layer is M after the map from an image to its windows, and each pixel lies in at most k_h k_w
+    windows, so that this map has norm at most sqrt(k_h k_w). The groups' matrices are blocks of rows of M, of norm at
+    most 1 too. A convolution is not orthogonal as a map of images. 1-d and 3-d convolutions likewise.
+
+    All is computed in the weight's type and may exceed ``constant`` by its rounding: by less than 1e-6 in float32, more
+    where an accelerator is set to carry out float32 products in a shorter type (precision below "highest").
 
     Source: Björck, Bowie (1971) for the iteration; Anil, Lucas, Grosse (2019) for its use in a network; 15 iterations
     with beta = 0.5 are the settings of Ducotterd et al. (2024) after the authors' code. Differences: they scale by
@@ -74,27 +79,25 @@ class Bjorck:
     Args:
         num_iterations: of Björck's iteration, at least 1; authors 15, 25 for wide layers.
         beta: its step, above 0, at most 0.5, the step of fastest convergence.
+        constant: the largest spectral norm, above 0.
 
     Raises:
         ValueError: an argument out of range.
     """
 
-    def __init__(self, num_iterations: int = 15, beta: float = 0.5) -> None:
+    def __init__(self, num_iterations: int = 15, beta: float = 0.5, constant: float = 1.0) -> None:
         if num_iterations < 1:
             raise ValueError(f"num_iterations={num_iterations}: an integer of at least 1")
         if not 0 < beta <= 0.5:
             raise ValueError(f"beta={beta}: above 0, at most 0.5")
-        self.num_iterations, self.beta = num_iterations, beta
+        check_constant(constant)
+        self.num_iterations, self.beta, self.constant = num_iterations, beta, constant
 
     def __call__(self, layer: nn.Module) -> nn.Module:
-        """Parametrise the weight of an ``nn.Linear`` or ``nn.Conv2d``; the same layer comes back.
+        """Parametrise the weight of an ``nn.Linear`` or a zero-padded ``nn.Conv1d/2d/3d``; the same layer comes back.
 
         Raises:
             ValueError: another layer, one with a parametrised weight, or padding with other values than zeros.
         """
-        if type(layer) not in (nn.Linear, nn.Conv2d):  # a parametrised layer is of another type
-            raise ValueError(f"layer={type(layer).__name__}: nn.Linear or nn.Conv2d, not parametrised yet")
-        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-            raise ValueError(f"padding_mode={layer.padding_mode}: zeros; others repeat pixels, which may exceed norm 1")
-        parametrize.register_parametrization(layer, "weight", OrthonormalWeight(self.num_iterations, self.beta))
-        return layer
+        check_layer(layer)
+        return parametrised(layer, OrthonormalWeight(self.num_iterations, self.beta, self.constant))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import sqrt
+from math import inf, sqrt
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -42,7 +42,7 @@ class Unitize(AbstractLayer, Projected):
         (N, C, *) to the same shape.
 
     Parameters: ``alpha`` (0), ``weight`` (gamma, 1), ``bias`` (beta, 0), each (C,), role ``norm``: no weight decay.
-    Lipschitz (eval mode, p = 2): see ``lipschitz_constant``; finite, at most about alpha / sqrt(eps) + 1 - alpha times
+    Lipschitz (eval mode): see ``lipschitz_constant``; finite, at most about alpha / sqrt(eps) + 1 - alpha times
     batch normalisation's.
 
     Raises:
@@ -98,7 +98,7 @@ class Unitize(AbstractLayer, Projected):
                 self.alpha.clamp_(0, 1)
 
     def lipschitz_constant(self, p: float) -> Tensor:
-        r"""Bound of the eval-mode map for p = 2; inf for other p.
+        r"""Bound of the eval-mode map; for p = 1 and inf with ``sample`` inf, unless alpha or gamma is 0.
 
         With D = diag(1 / sqrt(var + eps)), G = diag(gamma), A = diag(alpha) and u(z) = r(z) z the Jacobian is
         G [A J + I - A] D. The matrix J = r (I - kappa r^2 z z^T) is symmetric with eigenvalues r and r^3 eps, hence
@@ -108,13 +108,51 @@ class Unitize(AbstractLayer, Projected):
             max_c |gamma_c (alpha_c R / 2 + 1 - alpha_c)| / sigma_c + R / 2 max_c |gamma_c alpha_c| max_c 1 / sigma_c.
 
         For alpha = 0 this is batch normalisation's constant; for one alpha in [0, 1], gamma and sigma it is the
-        supremum, attained at z = 0. With ``pixel`` J is block diagonal and the same holds for each block.
+        supremum, attained at z = 0. With ``pixel`` J is block diagonal and the same holds for each block. For p = 1 and
+        inf the second term is multiplied by sqrt(n), n the number of values that the norm sums over.
         """
-        if p != 2:
-            return torch.tensor(float("inf"), dtype=torch.float64)
+        num_summed = len(self.alpha) if self.norm_axes == "pixel" else inf
+        return self._constant(p, torch.tensor([1 / sqrt(self.eps)], dtype=torch.float64), num_summed)[0]
+
+    def local_lipschitz_constant(self, lo: Tensor, hi: Tensor, p: float) -> Tensor:
+        """As ``lipschitz_constant``, with R the largest r of each sample's box, shape (N,)."""
+        _, largest = self._inverse_norm_range(*self._normalised_box(lo, hi))
+        radius_N = largest.flatten(1).amax(1).to("cpu", torch.float64)
+        num_summed = len(self.alpha) if self.norm_axes == "pixel" else lo[0].numel()
+        return self._constant(p, radius_N, num_summed).to(lo)
+
+    def _constant(self, p: float, radius_N: Tensor, num_summed: float) -> Tensor:
+        """The bound for each R."""
         weight_C, alpha_C = (parameter.to("cpu", torch.float64) for parameter in (self.weight, self.alpha))
         inverse_deviation_C = inverse_deviation(self.batch_norm)
-        half_radius = 0.5 / sqrt(self.eps)
-        centre_C = weight_C * (alpha_C * half_radius + 1 - alpha_C) * inverse_deviation_C
-        spread = half_radius * (weight_C * alpha_C).abs().max() * inverse_deviation_C.max()
-        return centre_C.abs().max() + spread
+        half_radius_N1 = radius_N.unsqueeze(1) / 2
+        centre_NC = weight_C * (alpha_C * half_radius_N1 + 1 - alpha_C) * inverse_deviation_C
+        spread_N = half_radius_N1[:, 0] * (weight_C * alpha_C).abs().max() * inverse_deviation_C.max()
+        # An n x n matrix has l1 and linf norms of at most sqrt(n) times its l2 norm.
+        return centre_NC.abs().amax(1) + (spread_N if p == 2 or not spread_N.any() else sqrt(num_summed) * spread_N)
+
+    def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """The box of all products of a normalised value with a factor gamma (1 + alpha (r - 1)) met in the box."""
+        box = self._normalised_box(lo, hi)
+        column = (-1, *[1] * (lo.dim() - 2))
+        alpha, weight, bias = (parameter.view(column) for parameter in (self.alpha, self.weight, self.bias))
+        factors = [weight * (1 + alpha * (r - 1)) for r in self._inverse_norm_range(*box)]
+        products = torch.stack([factor * end for factor in factors for end in box])
+        return products.amin(0) + bias, products.amax(0) + bias
+
+    def _normalised_box(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """The box of the batch-normalised input in eval mode."""
+        batch_norm = self.batch_norm
+        assert batch_norm.running_mean is not None
+        column = (-1, *[1] * (lo.dim() - 2))
+        inverse, mean = inverse_deviation(batch_norm).to(lo).view(column), batch_norm.running_mean.view(column)
+        return (lo - mean) * inverse, (hi - mean) * inverse
+
+    def _inverse_norm_range(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest r over a box of normalised values."""
+        farthest = torch.maximum(lo.abs(), hi.abs())
+        nearest = torch.maximum(lo, -hi).clamp(min=0)  # 0 where the box holds 0
+        smallest, largest = (
+            inverse_norm(end, self.norm_axes, self.norm_scale, self.eps) for end in (farthest, nearest)
+        )
+        return smallest, largest

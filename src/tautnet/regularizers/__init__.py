@@ -1,6 +1,7 @@
 """Penalties added to the training loss."""
 
 from tautnet.regularizers.base import AbstractRegularizer
+from tautnet.regularizers.lipschitz_excess import LipschitzExcess
 from tautnet.regularizers.tv2 import SecondOrderVariation
 
-__all__ = ["AbstractRegularizer", "SecondOrderVariation"]
+__all__ = ["AbstractRegularizer", "LipschitzExcess", "SecondOrderVariation"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import inf
 
 from torch import Tensor, nn
@@ -29,8 +30,12 @@ class AbstractRegularizer(nn.Module, RoleOwner, ABC):
         self.weight = weight
 
     @abstractmethod
-    def attach(self, net: nn.Module) -> None:
+    def attach(self, net: nn.Module, input_shape: Sequence[int]) -> None:
         """Look at the network once, before training.
+
+        Args:
+            net: the network.
+            input_shape: shape of one sample.
 
         Raises:
             ValueError: the penalty has nothing to act on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import Literal, get_args
 
@@ -66,7 +67,7 @@ class SecondOrderVariation(AbstractRegularizer, Projected):
         self._layers: list[nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d] = []  # of the balanced rule
 
     @torch.no_grad()
-    def attach(self, net: nn.Module) -> None:
+    def attach(self, net: nn.Module, input_shape: Sequence[int]) -> None:
         """Find the splines. They stay the network's: nothing of it is registered here."""
         self._splines = [module for module in net.modules() if isinstance(module, LinearSpline)]
         if not self._splines:

@@ -1,0 +1,47 @@
+"""What the parametrizations of a weight share."""
+
+from __future__ import annotations
+
+from math import prod, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+# A parametrised layer is of another type, and so refused.
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def check_constant(constant: float) -> None:
+    """Raise ValueError unless ``constant`` is positive and finite."""
+    if not 0 < constant < float("inf"):
+        raise ValueError(f"constant={constant}: above 0, finite")
+
+
+def check_layer(layer: nn.Module) -> None:
+    """Raise ValueError unless the layer is dense or a zero-padded convolution, not parametrised yet."""
+    if type(layer) not in LAYERS:
+        raise ValueError(
+            f"layer={type(layer).__name__}: nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d, not parametrised yet"
+        )
+    if isinstance(layer, Convolution) and layer.padding_mode != "zeros":
+        raise ValueError(f"padding_mode={layer.padding_mode}: zeros; others repeat pixels, which may exceed the norm")
+
+
+def parametrised(layer: nn.Module, weight: nn.Module) -> nn.Module:
+    """The layer, its weight now that which the module ``weight`` makes of it."""
+    parametrize.register_parametrization(layer, "weight", weight)
+    return layer
+
+
+def rounding_margin(weight: Tensor, groups: int) -> float:
+    r"""By how much rounding every entry of a layer's weight to its type can raise its spectral norm, as a factor.
+
+    Entries move by eps / 2 of themselves, so the kernel's E = W' - W has ||E||_F <= eps / 2 ||W||_F. A convolution with
+    T taps has norm at most sqrt(T) ||E||_F, and ||W||_F^2, the mean over frequencies of the squared singular values of
+    the channel matrices, is at most min(O, I T) times the square of the norm.
+    """
+    taps = prod(weight.shape[2:])
+    rank = min(weight.shape[0] // groups, weight.shape[1] * taps)
+    return 1 + torch.finfo(weight.dtype).eps * (1 + sqrt(taps * rank))
