@@ -3,7 +3,8 @@
     python benchmarks/lipschitz_tightness.py [number of seeds]
 
 Three tables: bound / true norm of single layers, beside the norm that torch's spectral_norm divides by and the row norm
-of the published formula; seconds of a report of a ResNet-32 on one core; the bounds of trained networks. True norms come from 2,000 power iterations on the operator itself in float64, which approach them from below.
+of the published formula; seconds of a report of a ResNet-32 on one core; the bounds of trained networks. True norms
+come from 2,000 power iterations on the operator itself in float64, which approach them from below.
 """
 
 import json

@@ -196,7 +196,7 @@ class Architect:
             sides = tuple(random.randint(1, 4) for _ in range(dims))
             pads = tuple(random.randint(-1 if random.random() < 0.1 else 0, 2) for _ in range(2 * dims))
             positive = tuple(map(abs, pads))
-            at, _spacing = dims - 1, random.randint(1, 2)
+            at = dims - 1
             makers += [
                 lambda: (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[at](
                     **window, dilation=random.randint(1, 2), ceil_mode=ceil
