@@ -243,7 +243,7 @@ def lengths(x: Tensor, p: float) -> Tensor:
 
 
 def steepest(net: nn.Module, shape: Shape, p: float, num_pairs: int, num_steps: int) -> float:
-    """Largest ratio of distances seen while pairs of points climb it, and largest Jacobian norm at three of them.
+    """Largest ratio of distances seen while pairs of points climb it, and largest Jacobian norm at two of them.
 
     NaN of a network that gives NaN, for which only an infinite bound is right.
     """
@@ -255,7 +255,7 @@ def steepest(net: nn.Module, shape: Shape, p: float, num_pairs: int, num_steps: 
     optimizer = torch.optim.Adam([x, y], lr=0.1)
     largest, tolerance = 0.0, 1e3 * torch.finfo(x.dtype).eps
     for _ in range(num_steps):
-        fx, fy = net(x), net(y)
+        fx, fy = net(torch.cat([x, y])).chunk(2)
         rise, run = lengths(fx - fy, p), lengths(x - y, p)
         ratio = rise / run
         # A difference of nearly equal values is rounding, not an observation.
@@ -269,7 +269,7 @@ def steepest(net: nn.Module, shape: Shape, p: float, num_pairs: int, num_steps: 
             tensor.grad.nan_to_num_(0.0, 0.0, 0.0)
         optimizer.step()
     with torch.no_grad():
-        best = ratio.nan_to_num(0.0, 0.0, 0.0).argsort(descending=True)[:3]
+        best = ratio.nan_to_num(0.0, 0.0, 0.0).argsort(descending=True)[:2]
     for point in x.detach()[best]:
         jacobian = torch.autograd.functional.jacobian(lambda z: net(z[None])[0].flatten(), point, vectorize=True)
         if not jacobian.isfinite().all():

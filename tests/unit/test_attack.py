@@ -85,6 +85,19 @@ def test_flat_networks_and_single_logits():
     assert ((single(points)[:, 0] > 0).long() != labels).all()
 
 
+@pytest.mark.parametrize("p", [2, INF])
+def test_random_starts_lie_on_all_sides_and_a_sample_that_nothing_changes_comes_back(p):
+    net, seen = nn.Linear(3, 2), []
+    nn.init.zeros_(net.weight)  # no slope: every start stays where it is
+    watched = nn.Sequential(nn.Identity(), net)
+    watched[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach().clone()))
+    x, labels = torch.randn(50, 3), torch.zeros(50, dtype=torch.long)
+    assert torch.equal(attack(watched, x, labels, 0.5, p, num_steps=1, num_restarts=2), x)
+    steps = seen[-1] - x
+    assert (steps.amin(0) < -0.2).all()
+    assert (steps.amax(0) > 0.2).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

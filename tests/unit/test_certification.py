@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from tautnet.callbacks import certification as module
 from tautnet.callbacks.certification import Certification, Row, accuracy_figure
 from tautnet.config import build
 from tautnet.data.augment import Augmentation
@@ -88,6 +90,51 @@ def test_a_broken_certificate_stops_the_program(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(Certifier, "certified", lambda self, x, labels, eps: torch.ones(len(x), dtype=torch.bool))
     with pytest.raises(RuntimeError, match=r"linf eps=0\.5 flips the certified predictions of the samples \[\d+"):
         trainer_with(tmp_path, Certification([], [0.5], 20, 5)).test(model, data, verbose=False)
+
+
+def examined(monkeypatch, proved, flipped, seed=0):
+    """Rows and radii at 0.1 and 0.2 of one sample, certified and flipped at these radii; and the seeds of the attacks."""
+    seeds = []
+
+    def attack(net, x, labels, eps, p, num_steps, num_restarts, seed):
+        seeds.append(seed)
+        return -x if eps in flipped else x
+
+    monkeypatch.setattr(Certifier, "certified", lambda self, x, labels, eps: torch.tensor([eps in proved]))
+    monkeypatch.setattr(module, "attack", attack)
+    net, x = nn.Linear(2, 2, bias=False).double(), torch.tensor([[0.01, 0.0]]).double()
+    nn.init.eye_(net.weight)
+    return *Certification([0.1, 0.2], [], seed=seed)._examine(net, x, torch.tensor([0]), "l2"), seeds
+
+
+def test_what_falls_to_a_small_attack_does_not_survive_a_larger_one(monkeypatch):
+    rows, _, seeds = examined(monkeypatch, proved=(), flipped=(0.1,), seed=7)
+    assert [row.attacked for row in rows] == [0, 0]
+    assert [row.clean for row in rows] == [1, 1]
+    assert seeds == [7, 7]
+
+
+def test_what_is_certified_at_a_radius_is_certified_at_smaller_ones(monkeypatch):
+    rows, radii, _ = examined(monkeypatch, proved=(0.2,), flipped=())
+    assert [row.certified for row in rows] == [1, 1]
+    assert radii == [0.2]
+
+
+def test_samples_are_spread_evenly_over_each_batch_and_soft_labels_become_classes():
+    certification, trainer = Certification([0.1], [], num_samples=4), SimpleNamespace(num_test_batches=[2])
+    x, labels = torch.arange(8.0).view(8, 1), torch.arange(8) % 3
+    for targets in (labels, nn.functional.one_hot(labels, 3) * 0.8):
+        certification.on_test_batch_start(trainer, None, (x, targets), 0)
+    for points, classes in certification._samples:
+        assert points[:, 0].tolist() == [0, 4]
+        assert classes.tolist() == [0, 1]
+
+
+def test_radii_without_limit_are_null(tmp_path):
+    certification = Certification([0.1], [], folder=str(tmp_path))
+    certification._write([Row("l2", 0.1, 0.9, 0.8, 0.7)], {"l2": [0.5, float("inf")]})
+    text = (tmp_path / "certificates.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["radii"] == {"l2": [0.5, None]}
 
 
 def test_a_single_logit_is_certified(trained, tmp_path):

@@ -141,6 +141,22 @@ def test_constant_and_unbounded_networks():
         assert not certified_at(net, x, labels, 1e-6).any()
 
 
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize(("margin", "radius"), [(0.1, 0.0), (10.0, INF)])
+def test_a_margin_within_the_rounding_of_the_logits_certifies_nothing(p, margin, radius):
+    """1e-9 of the logits is 1 here."""
+    net, x, labels = linear([[0.0, 0.0], [0.0, 0.0]], [1e9, 1e9 + margin]), torch.randn(1, 2), torch.tensor([1])
+    assert Certifier(net, (2,), p).radii(x, labels).item() == radius
+    assert certified_at(net, x, labels, 0.0, p).item() == (radius > 0)
+
+
+def test_the_unit_of_the_data_is_a_copy():
+    scale = torch.tensor([0.5, 4.0])
+    layer = InputScale(scale)
+    scale.fill_(100.0)
+    assert layer.scale.tolist() == [0.5, 4.0]
+
+
 def test_values_that_are_no_numbers_are_not_certified():
     net = NETS["spline"]()
     x = torch.tensor([[float("nan"), 0, 0, 0], [INF, 0, 0, 0]])

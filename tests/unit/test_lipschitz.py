@@ -625,6 +625,15 @@ def test_a_layer_with_hooks_is_unbounded(register):
     assert report.unbounded == ("0 (Linear: with hooks)",)
 
 
+def test_a_layer_whose_forward_was_replaced_is_unbounded():
+    layer = linear([1.0])
+    layer.forward = lambda x: 5 * x
+    for net in (layer, nn.Sequential(layer)):
+        report = lipschitz_bound(net, (1,))
+        assert report.total == INF
+        assert len(report.unbounded) == 1
+
+
 def test_lower_of_a_diverged_network_is_nan():
     assert math.isnan(lipschitz_lower(linear([math.nan]), torch.ones(2, 1)))
 

@@ -173,6 +173,14 @@ def test_layers_without_a_differentiable_constant_are_named():
     assert "Softshrink" not in str(at.value)
 
 
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_layers_with_hooks_or_an_infinite_slope_are_named(p):
+    hooked = nn.Linear(6, 6)
+    hooked.register_forward_hook(lambda module, inputs, outputs: 3 * outputs)
+    with pytest.raises(ValueError, match=r"1 \(Linear\): with hooks, 2 \(LeakyReLU\): no constant for p="):
+        attached(nn.Sequential(nn.Linear(6, 6), hooked, nn.LeakyReLU(inf)), (6,), p=p)
+
+
 def test_padding_that_repeats_pixels_is_refused():
     net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"))
     with pytest.raises(ValueError, match=r"0 \(Conv2d\): padding_mode=reflect"):

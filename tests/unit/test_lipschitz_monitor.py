@@ -1,18 +1,20 @@
 """LipschitzMonitor: what it logs, warns of and draws, and that training does not notice."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from tautnet.activations import LinearSpline
 from tautnet.callbacks import LipschitzMonitor
 from tautnet.config import build
-from tautnet.lipschitz import lipschitz_bound, lipschitz_lower
+from tautnet.lipschitz import lipschitz_bound, lipschitz_lower, paper_bound
 from tautnet.models import Classifier
 
 SMALL = ("model=mlp", "norm=batch", "model.net.widths=[6,6]", "activation.num_knots=9")
@@ -84,6 +86,37 @@ def test_the_papers_bound_is_logged_for_dense_nets(run):
     trainer, _, _ = run("norm=none")
     found = quantities(trainer)
     assert found["bound_p2"] <= found["paper_p2"]
+
+
+def test_the_papers_bound_is_that_of_the_exponent(run):
+    trainer, model, _ = run("norm=none", epochs=0, p=math.inf)
+    expected = paper_bound(model.net, (1, 8, 8), math.inf).value
+    assert quantities(trainer)["paper_pinf"] == pytest.approx(expected, rel=1e-6)
+    assert expected < 0.9 * paper_bound(model.net, (1, 8, 8), 1).value
+
+
+def test_samples_are_spread_evenly_over_each_batch():
+    monitor, x = LipschitzMonitor(num_samples=4), torch.arange(8.0).view(8, 1)
+    for _ in range(2):
+        monitor._keep(x, 2)
+    assert torch.cat(monitor._samples)[:, 0].tolist() == [0, 4, 0, 4]
+
+
+def test_a_stream_without_an_end_gives_one_sample_a_batch_until_there_are_enough():
+    monitor = LipschitzMonitor(num_samples=2)
+    for batch in range(4):
+        monitor._keep(torch.full((8, 1), float(batch)), math.inf)
+    assert torch.cat(monitor._samples)[:, 0].tolist() == [0, 1]
+
+
+def test_nothing_is_looked_at_before_training(monkeypatch):
+    """The validation batches that Lightning runs to see whether it can."""
+    monitor = LipschitzMonitor()
+    monitor._keep(torch.zeros(3, 1), 1)
+    monkeypatch.setattr(monitor, "_look", lambda model: pytest.fail("looked"))
+    trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING), current_epoch=0, sanity_checking=True)
+    monitor.on_validation_epoch_end(trainer, None)
+    assert monitor._samples == []
 
 
 def test_neither_layers_nor_files_unless_wanted(run, tmp_path):

@@ -254,6 +254,17 @@ def test_batch_statistics_are_refused(norm):
         Interval(0.1).attach(net, (6,))
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2), nn.InstanceNorm2d(2)])
+def test_batch_statistics_of_stock_layers_are_refused(layer):
+    with pytest.raises(ValueError, match="^1 uses statistics of the batch in training"):
+        Interval(0.1).attach(nn.Sequential(nn.Identity(), layer), (2, 3, 3))
+
+
+def test_a_head_of_one_output_has_no_classes_to_compare():
+    with pytest.raises(ValueError, match="^elision=True: "):
+        Interval(0.1, elision=True).attach(nn.Sequential(nn.Linear(6, 1)), (6,))
+
+
 def test_what_no_box_goes_through_is_named():
     net = nn.Sequential(nn.Linear(6, 6), nn.Softmax(dim=1), nn.Linear(6, 4))
     with pytest.raises(ValueError, match=r"no box goes through 1 \(Softmax\)"):
@@ -301,6 +312,15 @@ def test_the_ramp_follows_the_training_steps(monkeypatch):
         model.task_loss(batch, "train")
     model.task_loss(batch, "val")
     assert seen == pytest.approx([0.5 / 3, 0.25, 0.5, 0.5, 0.5])
+
+
+def test_progress_ends_at_1(monkeypatch):
+    model = Classifier(config({}))
+    assert model.progress == 0  # before a fit
+    model._total_steps = 200
+    for step, progress in ((50, 0.25), (200, 1.0), (260, 1.0)):  # a continued run may go on behind its plan
+        monkeypatch.setattr(type(model), "global_step", step)
+        assert model.progress == progress
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch import nn
 from tautnet.activations import LeakyReLU, LinearSpline, MaxMin, ReLU
 from tautnet.backbones import LayerFactory, convnet, mlp
 from tautnet.lipschitz import lipschitz_bound, lipschitz_lower
+from tautnet.lipschitz import lower as module
 from tautnet.lipschitz.lower import ascend, jacobian_norms, start_pairs
 from tautnet.normalizers import BatchNorm, Bjorck, Unitize, no_output_norm, no_weight_norm
 
@@ -177,6 +178,15 @@ def test_equal_points_stay_where_they_are(p):
     value, first, second = ascend(net, x, x, p, 3)
     assert torch.equal(first, second)
     assert value == pytest.approx(lipschitz_lower(net, x, p))
+
+
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_ascent_starts_and_climbs_in_the_norm_that_is_asked_for(p, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "start_pairs", lambda *a, **k: seen.append(a[2:]) or start_pairs(*a, **k))
+    monkeypatch.setattr(module, "ascend", lambda *a, **k: seen.append(a[3:]) or ascend(*a, **k))
+    lipschitz_lower(dense_net(), torch.randn(5, 4), p, num_steps=2)
+    assert seen == [(p,), (p, 2)]
 
 
 def test_the_start_is_among_the_steepest_samples():

@@ -249,6 +249,23 @@ def test_conversion_to_sync_batch_norm_keeps_everything(make, shape):
     torch.testing.assert_close(converted(x), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("norm_axes", ["sample", "pixel"])
+def test_local_constants_are_never_below_the_jacobians_in_the_box(norm_axes):
+    """At samples of one large value and many equal ones, whose norm is near that of eps: large for p = 1 and inf."""
+    shape = (32, 2, 2) if norm_axes == "sample" else (128, 1, 1)
+    layer = with_alpha(without_statistics(Unitize(shape[0], 0.01, norm_axes=norm_axes, norm_scale="l2")), 1.0)
+    z = torch.full((1, 128), (0.01 / 128) ** 0.5)
+    z[0, 0] = 0.1
+    x = z.view(1, *shape)
+    jacobian = torch.autograd.functional.jacobian(layer, x).view(128, 128)
+    for p in (1, 2, float("inf")):
+        truth = torch.linalg.matrix_norm(jacobian, ord=p)
+        local = layer.local_lipschitz_constant(x - 1e-6, x + 1e-6, p).detach()
+        assert local.shape == (1,)
+        assert truth <= local.item() <= 3 * truth
+    assert torch.linalg.matrix_norm(jacobian, ord=float("inf")) > 2 * torch.linalg.matrix_norm(jacobian, ord=2)
+
+
 def test_state_dict_round_trip():
     source, copy = randomised(Unitize(3)).eval(), Unitize(3).eval()
     copy.load_state_dict(source.state_dict())

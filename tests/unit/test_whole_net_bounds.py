@@ -95,6 +95,52 @@ def test_slopes_fold_backwards_through_pooling():
     assert folded == pytest.approx(math.sqrt(2) / 2)
 
 
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_slopes_in_a_row_multiply_with_all_pairs_of_ends(p):
+    """Slopes 1 and -1/2, a shift, and 1 and -3: between 0 and 1 the net has the slope 1 * -3, in no range by itself."""
+    norm = BatchNorm(1, eps=1e-9)
+    norm.batch_norm.running_mean.fill_(1.0)
+    net = nn.Sequential(nn.LeakyReLU(-0.5), norm, nn.LeakyReLU(-3.0)).eval()
+    with torch.no_grad():
+        y_0, y_1 = net(torch.tensor([[0.2], [0.7]]))
+    assert float(y_1 - y_0) == pytest.approx(0.5 * -3)
+    assert bounds(net, 1, p=p) == pytest.approx([3, 3, 3])
+
+
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_slopes_without_a_map_in_front_fold_into_the_convolution_behind(p):
+    norm, conv = BatchNorm(2), nn.Conv2d(2, 2, 1, bias=False)
+    norm.batch_norm.weight.data.copy_(torch.tensor([100.0, 1.0]) * (1 + norm.batch_norm.eps) ** 0.5)
+    conv.weight.data.copy_(torch.diag(torch.tensor([0.01, 1.0])).view(2, 2, 1, 1))
+    product, folded, _ = bounds(nn.Sequential(norm, conv), 2, 3, 3, p=p)
+    assert product == pytest.approx(100)
+    assert folded == pytest.approx(1)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_gains_of_several_layers_fold_into_the_same_convolution(behind):
+    conv, gains = nn.Conv2d(2, 2, 1, bias=False), [PReLU(2), PReLU(2)]
+    conv.weight.data.copy_(torch.diag(torch.tensor([0.01, 1.0])).view(2, 2, 1, 1))
+    for gain in gains:
+        gain.weight.data.copy_(torch.tensor([10.0, 1.0]))
+    layers = [gains[0], nn.MaxPool2d(1), gains[1]]
+    product, folded, _ = bounds(nn.Sequential(*layers, conv) if behind else nn.Sequential(conv, *layers), 2, 3, 3)
+    assert product == pytest.approx(100)
+    assert folded == pytest.approx(1)
+
+
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_half_of_a_gain_on_either_side_is_tried_and_counts_beside_the_inequality(p):
+    """diag(1, 0.1) diag(d) diag(1, 0.1), |d| <= (1, 100): on one side alone the gain leaves 10."""
+    activation = PReLU(2)
+    activation.weight.data.copy_(torch.tensor([-1.0, -100.0]))
+    net = nn.Sequential(linear([1.0, 0], [0, 0.1]), activation, linear([1.0, 0], [0, 0.1]))
+    assert bounds(net, 2, p=p) == pytest.approx([100, 1, 1])
+    if p == 2:  # slopes of both signs: the inequality is the product with the gain in front
+        ends = (torch.tensor([-1.0, -100.0]), torch.ones(2))
+        assert math.exp(log_lmi([net[0].weight.detach(), net[2].weight.detach()], [ends])) == pytest.approx(10)
+
+
 def test_a_zero_gain_cuts_the_net():
     assert bounds(nn.Sequential(linear([1.0]), spline([[0.0, 0.0]]), linear([5.0])), 1) == pytest.approx([0, 0, 0])
 
@@ -192,6 +238,13 @@ def test_dense_runs_inside_other_nets_use_the_inequality():
     assert report.log_lmi < report.log_folded - 0.2
 
 
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_the_activation_behind_the_last_dense_layer_counts(p):
+    """Positive values pass the first activation, and then fall with the slope 7."""
+    net = nn.Sequential(linear([1.0]), nn.ReLU(), linear([-1.0]), nn.LeakyReLU(7.0))
+    assert bounds(net, 1, p=p) == pytest.approx([7, 7, 7])
+
+
 def test_normalizers_between_dense_layers_are_part_of_the_inequality():
     norm = BatchNorm(6)
     norm.batch_norm.weight.data.normal_()
@@ -271,6 +324,14 @@ def test_the_published_formula_leaves_out_the_outputs_of_a_bare_head():
     assert ours.value == pytest.approx(200)
     assert ours.remark == ""
     assert lipschitz_bound(net, (1,), p=1).total == pytest.approx(100)  # the truth, which 2 is below
+
+
+@pytest.mark.parametrize(("p", "outputs"), [(1, 100.0), (2, 10.0), (INF, 1.0)])
+def test_the_outputs_of_a_bare_head_count_by_their_root(p, outputs):
+    """As many identities, of BV(2) norm 1 each: the p-norm of 100 ones."""
+    net = nn.Sequential(linear([1.0]), ReLU(1), linear(*[[1.0]] * 100))
+    assert paper_bound(net, (1,), p=p).value == pytest.approx(2 * outputs)
+    assert lipschitz_bound(net, (1,), p=p).total == pytest.approx(outputs)  # so that no smaller factor is a guarantee
 
 
 def test_the_published_formula_fails_for_convolutions_and_norms_and_says_so():
