@@ -3,7 +3,8 @@
     python benchmarks/soundness_hunt.py [networks, default 100000] [first seed]
 
 Draws the networks of tests/architectures.py, p in {1, 2, inf}, three in four in float64 and one in float32, in as many
-processes as there are cores. Prints every violation with its seed as it is met, and the table at the end; the exit status is the number of violations, at most 100.
+processes as there are cores. Prints every violation with its seed as it is met, and a table at the end; the exit status
+is the number of violations, at most 100.
 """
 
 import math

@@ -29,7 +29,12 @@ SAMPLES = "callbacks.lipschitz.num_steps=0"  # slopes are observed at samples, n
 CIRCLE = {
     "two spline neurons": ["experiment=area_circle", SAMPLES],
     "sparsified by refit": ["experiment=area_circle", SAMPLES, "callbacks=sparsify", "callbacks.sparsify.method=refit"],
-    "sparsified by merging": ["experiment=area_circle", SAMPLES, "callbacks=sparsify", "callbacks.sparsify.method=merge"],
+    "sparsified by merging": [
+        "experiment=area_circle",
+        SAMPLES,
+        "callbacks=sparsify",
+        "callbacks.sparsify.method=merge",
+    ],
     "two relu neurons": ["experiment=area_circle", SAMPLES, "activation=relu"],
 }
 FIT_COLUMNS: Columns = {

@@ -185,7 +185,8 @@ class Architect:
         random = self.random
         makers: list[Callable[[], nn.Module]] = [nn.Flatten, nn.Identity, nn.Dropout, lambda: Scale(random.gauss(0, 2))]
         dims = len(shape) - 1
-        if dims:
+        across = dims < 3 and random.random() < (0.1 if dims else 0.3)  # a pool that takes the channels for a dimension
+        if dims or across:
             window = {
                 "kernel_size": random.randint(1, 3),
                 "stride": random.randint(1, 3),
@@ -193,10 +194,10 @@ class Architect:
             }
             ceil = random.random() < 0.3
             mean = {"ceil_mode": ceil, "count_include_pad": random.random() < 0.5}
-            sides = tuple(random.randint(1, 4) for _ in range(dims))
-            pads = tuple(random.randint(-1 if random.random() < 0.1 else 0, 2) for _ in range(2 * dims))
+            at = dims - 1 + across
+            sides = tuple(random.randint(1, 4) for _ in range(at + 1))
+            pads = tuple(random.randint(-1 if random.random() < 0.1 else 0, 2) for _ in range(2 * (at + 1)))
             positive = tuple(map(abs, pads))
-            at = dims - 1
             makers += [
                 lambda: (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[at](
                     **window, dilation=random.randint(1, 2), ceil_mode=ceil

@@ -130,6 +130,8 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
         if trained != spec[key]:
             raise ConfigError(f"ckpt={settings['ckpt']}: trained with {key} {trained}, the data has {spec[key]}")
     _check_task(settings["model"], data.task)
+    if "certify" in settings["callbacks"] and data.task != "classification":
+        raise ConfigError(f"callbacks=certify: predicted classes are certified, the data is for {data.task}")
     model = build({"_target_": settings["model"]["_target_"]}, "model", config=spec)
     if "fit" in settings["run"]:
         batch = next(iter(data.train_dataloader()))

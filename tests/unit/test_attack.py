@@ -43,6 +43,17 @@ def test_the_optimum_of_a_linear_classifier_is_found(p):
         torch.testing.assert_close(margins(net(points), labels), expected)
 
 
+@pytest.mark.parametrize("p", [2, INF])
+def test_the_point_behind_the_last_step_counts(p):
+    """One step of 2.5 radii along the slope of a linear classifier ends at the optimum."""
+    net, x = nn.Linear(6, 2), torch.randn(20, 6)
+    with torch.no_grad():
+        labels = net(x).argmax(1)
+        one, ten = (margins(net(attack(net, x, labels, 0.3, p, steps, 1)), labels) for steps in (1, 10))
+        torch.testing.assert_close(one, ten)
+        assert (one < margins(net(x), labels)).all()
+
+
 def test_more_starts_find_at_least_as_much():
     net, x, labels = net_and_data()
     found = [margins(net(attack(net, x, labels, 0.4, 2, 5, starts)), labels) for starts in (1, 2, 6)]

@@ -93,7 +93,7 @@ def test_a_broken_certificate_stops_the_program(trained, tmp_path, monkeypatch):
 
 
 def examined(monkeypatch, proved, flipped, seed=0):
-    """Rows and radii at 0.1 and 0.2 of one sample, certified and flipped at these radii; and the seeds of the attacks."""
+    """Rows and radii at 0.1 and 0.2 of one sample, certified and flipped there; and the seeds of the attacks."""
     seeds = []
 
     def attack(net, x, labels, eps, p, num_steps, num_restarts, seed):

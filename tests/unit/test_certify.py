@@ -1,5 +1,7 @@
 """Certificates: exact where they can be, never broken by an attack, in units of the raw input."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -227,3 +229,28 @@ def test_side_effects_and_modes():
     assert net[1].weight.dtype == torch.float32
     assert all(module.training for module in net.modules())
     assert all(torch.equal(before[name], net.state_dict()[name]) for name in before)
+
+
+def test_tiny_weights_in_between_do_not_underflow_into_a_certificate():
+    first, second, head = (nn.Linear(1, o, bias=False, dtype=torch.float64) for o in (1, 1, 2))
+    for layer, weight in ((first, [[1e-170]]), (second, [[1e170]]), (head, [[1.0], [-1.0]])):
+        layer.weight.data = torch.tensor(weight, dtype=torch.float64)
+    net = nn.Sequential(first, second, head)
+    x = torch.tensor([[0.1]], dtype=torch.float64)
+    for p in (1, 2, math.inf):
+        assert not certified_at(net, x, torch.tensor([0]), 1.0, p)
+        assert certified_at(net, x, torch.tensor([0]), 0.09, p)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0]), torch.zeros(3), torch.zeros(2, 1, dtype=torch.long)])
+def test_labels_of_another_shape_or_type_are_refused(labels):
+    with pytest.raises(ValueError, match="labels of shape"):
+        certified_radius(torch.zeros(2, 3), labels, 1.0)
+    with pytest.raises(ValueError, match="labels of shape"):
+        certified_at(nn.Linear(2, 3), torch.zeros(2, 2), labels, 0.1)
+
+
+@pytest.mark.parametrize("constant", [-1.0, math.nan, torch.ones(2, 1)])
+def test_constants_that_are_none_are_refused(constant):
+    with pytest.raises(ValueError, match="constant="):
+        certified_radius(torch.zeros(2, 3), torch.tensor([0, 1]), constant)

@@ -177,8 +177,25 @@ def test_layers_without_a_differentiable_constant_are_named():
 def test_layers_with_hooks_or_an_infinite_slope_are_named(p):
     hooked = nn.Linear(6, 6)
     hooked.register_forward_hook(lambda module, inputs, outputs: 3 * outputs)
-    with pytest.raises(ValueError, match=r"1 \(Linear\): with hooks, 2 \(LeakyReLU\): no constant for p="):
+    with pytest.raises(ValueError, match=r"1 \(Linear\): with hooks.*, 2 \(LeakyReLU\): no constant for p="):
         attached(nn.Sequential(nn.Linear(6, 6), hooked, nn.LeakyReLU(inf)), (6,), p=p)
+
+
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_negative_factors_of_a_batch_norm_count_by_their_size(p):
+    norm = nn.BatchNorm1d(4)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([-5.0, 1.0, 0.5, -1.0]))
+    assert attached(nn.Sequential(norm), (4,), p=p).log_bound().item() == pytest.approx(log(5), abs=1e-5)
+
+
+@pytest.mark.parametrize("p", [1, inf])
+def test_own_layers_without_a_constant_are_named(p):
+    layer = Unitize(4)
+    nn.init.constant_(layer.alpha, 0.5)
+    attached(nn.Sequential(layer), (4,), p=2)
+    with pytest.raises(ValueError, match=r"0 \(Unitize\): no constant for p="):
+        attached(nn.Sequential(layer), (4,), p=p)
 
 
 def test_padding_that_repeats_pixels_is_refused():

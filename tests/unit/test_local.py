@@ -180,6 +180,23 @@ def test_branches_that_restart_behind_different_layers_are_not_mixed_up():
     assert local_lipschitz_bound(net, x, 0.01).item() >= 2 - 1e-9
 
 
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("last", [False, True])
+def test_the_errors_of_all_branches_count(p, last):
+    """x + |x| has the slopes 0 and 2 around 0, (x, |x|) the constant of (1, 1)."""
+    branches = (nn.Identity(), Absolute(1)) if last else (Absolute(1), nn.Identity())
+    x = torch.zeros(1, 1)
+    assert local_lipschitz_bound(Residual(*branches), x, 1.0, p).item() == pytest.approx(2)
+    assert local_lipschitz_bound(Concatenation(*branches), x, 1.0, p).item() == pytest.approx(2 ** (1 / p))
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_both_kinds_of_gelu_have_their_own_slopes(approximate):
+    layer, x = nn.GELU(approximate), torch.linspace(-5, 5, 401).view(-1, 1).requires_grad_()
+    (slopes,) = torch.autograd.grad(layer(x).sum(), x)
+    assert (local_lipschitz_bound(layer, x, 1e-9)[:, None] >= slopes.abs() * (1 - 1e-9)).all()
+
+
 def test_side_effects_and_dtypes():
     net, shape = NETS["conv"]()
     net = randomised(net).float().train()

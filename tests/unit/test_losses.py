@@ -20,6 +20,7 @@ from tautnet.losses import (
     MarginCrossEntropy,
     SingleProp,
 )
+from tautnet.losses.margin import kantorovich_rubinstein
 from tautnet.models import Classifier, Regressor
 from tautnet.normalizers import BatchNorm, Unitize, no_output_norm, no_weight_norm
 
@@ -96,6 +97,10 @@ def test_classes_without_samples_have_no_distance():
     assert loss.item() == pytest.approx((relu.mean() - sum(expected) / 2).item(), abs=1e-8)
     alone = of(hinge_free, logits, torch.ones(8, dtype=torch.long))
     assert torch.autograd.grad(alone, logits)[0].isfinite().all()
+
+
+def test_a_class_that_is_the_whole_batch_has_no_distance():
+    assert kantorovich_rubinstein(torch.randn(8, 5) + 3, torch.ones(8, dtype=torch.long)) == 0
 
 
 @pytest.mark.parametrize("loss", [MarginCrossEntropy(), Hinge(2.0), HingeKantorovichRubinstein(5.0)])
@@ -178,6 +183,17 @@ def test_singleprop_of_a_relu_layer_by_hand():
         assert worst.tolist() == [[max(z, 0) - radius, -max(z, 0) + radius]]
 
 
+@pytest.mark.parametrize("point", [-2.0, 2.0])
+def test_singleprop_takes_the_longer_side_of_the_image_of_other_layers(point):
+    """tanh on the box from 0 to 4, and from -4 to 0: far from its value at the middle at the end 0 alone."""
+    net = nn.Sequential(nn.Tanh(), nn.Linear(1, 2, bias=False))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    worst = certified(net, (1,), SingleProp(1.0)).worst_logits(torch.tensor([[point]]), torch.tensor([0]), 2.0)
+    z, v = math.tanh(point), math.tanh(2.0)
+    assert worst[0].tolist() == pytest.approx([z - v, -z + v], abs=1e-12)
+
+
 def test_a_single_output_is_read_as_two_logits():
     net = nn.Sequential(nn.Linear(3, 1))
     x, targets = torch.randn(6, 3), torch.arange(6) % 2
@@ -256,12 +272,12 @@ def test_batch_statistics_are_refused(norm):
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm2d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2), nn.InstanceNorm2d(2)])
 def test_batch_statistics_of_stock_layers_are_refused(layer):
-    with pytest.raises(ValueError, match="^1 uses statistics of the batch in training"):
+    with pytest.raises(ValueError, match=r"^1 uses statistics of the batch in training"):
         Interval(0.1).attach(nn.Sequential(nn.Identity(), layer), (2, 3, 3))
 
 
 def test_a_head_of_one_output_has_no_classes_to_compare():
-    with pytest.raises(ValueError, match="^elision=True: "):
+    with pytest.raises(ValueError, match=r"^elision=True: "):
         Interval(0.1, elision=True).attach(nn.Sequential(nn.Linear(6, 1)), (6,))
 
 

@@ -12,6 +12,7 @@ from tautnet.activations import Absolute
 from tautnet.backbones import LayerFactory, convnet, mlp
 from tautnet.lipschitz import lipschitz_bound, lipschitz_lower
 from tautnet.normalizers import Bjorck, Spectral, no_output_norm
+from tautnet.normalizers.weight import rounding_margin
 from tautnet.optim.roles import parameters_by_role
 
 pytestmark = pytest.mark.usefixtures("float64_on_one_thread")
@@ -80,6 +81,24 @@ def test_rounding_to_float32_does_not_pass_the_constant():
             weight = Spectral(0.7, 40)(nn.Linear(size, size).float()).weight.detach().double()
             norm = torch.linalg.matrix_norm(weight, ord=2)
             assert 0.7 * (1 - 1e-5) <= norm <= 0.7
+
+
+def test_the_margin_covers_rounding_of_all_entries_in_the_worst_direction():
+    """Of an orthogonal matrix every entry is moved by eps / 2 of itself so that the same pair of vectors gains."""
+    weight, eps = torch.linalg.qr(torch.randn(64, 64))[0], torch.finfo(torch.float32).eps
+    v = torch.ones(64) / 8
+    moved = weight + eps / 2 * weight.abs() * torch.outer(weight @ v, v).sign()
+    growth = float(torch.linalg.matrix_norm(moved, ord=2)) - 1
+    assert 2 * eps < growth <= rounding_margin(weight.float(), 1) - 1
+
+
+def test_the_margin_is_taken_off_the_weight_in_force():
+    layer, eps = Spectral(1.0)(nn.Linear(64, 64).float()), torch.finfo(torch.float32).eps
+    transform, original = layer.parametrizations.weight[0], layer.parametrizations.weight.original
+    factor = (layer.weight.double() / original.double()).median().item()
+    expected = 1 / (transform.bound(original).item() * rounding_margin(original, 1))
+    assert factor == pytest.approx(expected, rel=2 * eps)
+    assert rounding_margin(original, 1) > 1 + 8 * eps
 
 
 def test_only_above_leaves_smaller_norms_alone():

@@ -171,6 +171,14 @@ def test_colours_are_those_of_the_training_images(folder):
     np.testing.assert_allclose(colours.deviation, images.std((0, 2, 3)), rtol=1e-12)
 
 
+def test_scale_takes_differences_back_to_pixels_from_0_to_1(folder):
+    data = stream(folder, num_train=210)
+    assert data.input_scale.shape == (3,)
+    (x, _), *_ = data.test_dataloader()
+    in_pixels = x.double() * data.input_scale.view(3, 1, 1) * 255 + data.settings.colours.mean.view(3, 1, 1)
+    assert numbers_of(in_pixels) == list(range(2000, 2021))
+
+
 def test_processes_share_the_evaluation(folder):
     data = [placed(stream(folder, num_train=210, batch_size=6), rank, 2) for rank in (0, 1)]
     found = [flat(numbers(one, list(one.test_dataloader()))) for one in data]

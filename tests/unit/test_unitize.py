@@ -266,6 +266,18 @@ def test_local_constants_are_never_below_the_jacobians_in_the_box(norm_axes):
     assert torch.linalg.matrix_norm(jacobian, ord=float("inf")) > 2 * torch.linalg.matrix_norm(jacobian, ord=2)
 
 
+@pytest.mark.parametrize("norm_axes", ["sample", "pixel"])
+def test_boxes_that_hold_zero_reach_the_largest_inverse_norm(norm_axes):
+    layer = with_alpha(without_statistics(Unitize(2, 0.01, norm_axes=norm_axes, norm_scale="l2")), 1.0)
+    lo, hi = torch.tensor([[-1.0, -1.0]]), torch.tensor([[2.0, 2.0]])
+    assert layer.local_lipschitz_constant(lo, hi, 2).item() == pytest.approx(10)  # 1 / sqrt(eps), met at 0
+    low, high = layer.interval(lo, hi)
+    for point in ([-1.0, 0.0], [0.0, -1.0], [0.0, 2.0], [2.0, 0.0]):
+        y = layer(torch.tensor([point]))
+        assert (low <= y).all()
+        assert (y <= high).all()
+
+
 def test_state_dict_round_trip():
     source, copy = randomised(Unitize(3)).eval(), Unitize(3).eval()
     copy.load_state_dict(source.state_dict())

@@ -362,3 +362,138 @@ def test_bv2_of_smooth_activations_is_that_of_a_fine_interpolation():
         slopes = y.diff() / x.diff()
         at = activation(torch.tensor([[0.0], [1.0]])).abs().sum()
         assert activation.bv2().item() == pytest.approx(float(slopes.diff().abs().sum() + at), rel=1e-4)
+
+
+# --- what a first user broke ------------------------------------------------------------------------------------------
+
+
+def steep_first(channels):
+    activation = PReLU(channels)
+    activation.weight.data = torch.ones(channels)
+    activation.weight.data[0] = 10.0
+    return activation
+
+
+def second_only(inputs):
+    """Reads the second channel."""
+    layer = nn.Linear(inputs, inputs, bias=False)
+    layer.weight.data = torch.zeros(inputs, inputs)
+    layer.weight.data[1, 1] = 1.0
+    return layer
+
+
+@pytest.mark.parametrize("p", [1, 2, INF])
+@pytest.mark.parametrize(
+    "across", [nn.MaxPool1d(3, 1, 1), nn.AvgPool1d(3, 1, 1), nn.ZeroPad1d((1, -1)), nn.AdaptiveMaxPool1d(3)]
+)
+def test_a_pool_across_the_channels_lets_no_factor_pass(across, p):
+    front = nn.Sequential(steep_first(3), across, second_only(3))
+    report = lipschitz_bound(front, (3,), p=p)
+    assert report.log_folded == pytest.approx(report.log_product)
+    back = nn.Sequential(second_only(3), across, steep_first(3))
+    assert lipschitz_bound(back, (3,), p=p).log_folded == pytest.approx(lipschitz_bound(back, (3,), p=p).log_product)
+
+
+def test_a_pool_over_channels_and_pixels_lets_no_factor_pass():
+    net = nn.Sequential(steep_first(3), nn.MaxPool3d((3, 1, 1), 1, (1, 0, 0)), nn.Conv2d(3, 3, 1))
+    net[2].weight.data = second_only(3).weight.data.view(3, 3, 1, 1)
+    assert lipschitz_bound(net, (3, 2, 2), p=INF).total == pytest.approx(10)
+
+
+@pytest.mark.parametrize("container", [Residual, Concatenation])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_branch_that_writes_into_the_common_input_is_unbounded(container, order):
+    net = container(*[nn.Sequential(nn.SELU(inplace=True), nn.Linear(3, 3)), nn.Identity()][::order])
+    report = lipschitz_bound(net, (3,))
+    assert report.total == INF
+    assert "a branch writes into the input of both" in report.unbounded[0]
+    behind = container(nn.Sequential(nn.Linear(3, 3), nn.SELU(inplace=True)), nn.Identity())
+    assert lipschitz_bound(behind, (3,)).total < INF
+
+
+class SevenTimes(ReLU):
+    def forward(self, x):
+        return 7 * super().forward(x)
+
+
+def patched():
+    conv = nn.Conv2d(1, 1, 3)
+    conv._conv_forward = lambda x, weight, bias: 10 * nn.functional.conv2d(x, weight, bias)
+    return conv
+
+
+def hooked_inside():
+    norm = BatchNorm(1)
+    norm.batch_norm.register_forward_hook(lambda module, x, y: 50 * y)
+    return norm
+
+
+@pytest.mark.parametrize("make", [lambda: SevenTimes(1), patched, hooked_inside])
+def test_changed_behaviour_is_unbounded(make):
+    assert lipschitz_bound(make(), (1, 4, 4)).total == INF
+
+
+def test_hooks_on_all_modules_make_everything_unbounded():
+    handle = nn.modules.module.register_module_forward_hook(lambda module, x, y: 3 * y)
+    try:
+        assert lipschitz_bound(nn.Linear(2, 2), (2,)).total == INF
+    finally:
+        handle.remove()
+    assert lipschitz_bound(nn.Linear(2, 2), (2,)).total < INF
+
+
+def test_a_fixed_activation_of_another_width_counts_all_neurons_in_the_paper_bound():
+    net = nn.Sequential(linear(*[[1.0]] * 64), ReLU(1))
+    assert paper_bound(net, (1,), p=1).value == pytest.approx(128)
+
+
+def test_a_layer_that_does_not_run_is_named():
+    with pytest.raises(ValueError, match=r"1 \(Embedding\) does not run on zeros of shape \(1, 3\)"):
+        lipschitz_bound(nn.Sequential(nn.Linear(3, 3), nn.Embedding(4, 2)), (3,))
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+def test_a_random_layer_leaves_the_random_state_alone():
+    state = torch.get_rng_state()
+    assert lipschitz_bound(Noise(), (3,)).total == INF
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Merging(nn.Module):
+    """Merges a weight for evaluation, as low-rank adapters do."""
+
+    def __init__(self):
+        super().__init__()
+        self.merged = False
+
+    def train(self, mode=True):
+        self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x):
+        return x
+
+
+def test_what_a_module_does_in_train_is_done_again():
+    net = nn.Sequential(Merging(), nn.Sequential(Merging()).eval())
+    lipschitz_bound(net, (2,))
+    assert (net[0].training, net[0].merged) == (True, False)
+    assert (net[1].training, net[1][0].merged) == (False, True)
+
+
+@pytest.mark.parametrize("p", [True, torch.tensor(2.0), "inf", 2 + 0j, 3, 0])
+def test_other_exponents_are_refused_by_every_bound(p):
+    for bound in (lipschitz_bound, paper_bound):
+        with pytest.raises(ValueError, match="1, 2 or inf"):
+            bound(nn.Linear(2, 2), (2,), p=p)
+
+
+def test_a_strict_bound_beyond_float_range_is_refused():
+    layer = nn.Linear(1, 1)
+    layer.weight.data.fill_(1e200)
+    with pytest.raises(UnboundedError, match="within float range"):
+        lipschitz_bound(nn.Sequential(layer, nn.Tanh(), layer), (1,), strict=True)

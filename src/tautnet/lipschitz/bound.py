@@ -80,9 +80,9 @@ def lipschitz_bound(net: nn.Module, input_shape: Sequence[int], p: float = 2, st
     """Guaranteed upper bounds of ||f(x) - f(y)||_p / ||x - y||_p over all x, y, for the net f in eval mode.
 
     Own layers answer for themselves, stock torch layers by exact type; anything else, a layer with hooks included, is
-    unbounded and named. The statement is about real arithmetic with the stored weights; the bound's own float64
-    arithmetic is covered by a relative allowance of 1e-10 a layer. Training flags, buffers, gradients and random state
-    stay as they are.
+    unbounded and named. The statement is about real arithmetic with the weights that the layers have in the net's own
+    dtype; the bound's float64 arithmetic is covered by a relative allowance of 1e-10 a layer. The net runs once, on
+    zeros. Training flags, buffers, gradients and random state stay as they are.
 
     Args:
         net: the network; convolutions are bounded for the image sizes that ``input_shape`` leads to.
@@ -92,7 +92,8 @@ def lipschitz_bound(net: nn.Module, input_shape: Sequence[int], p: float = 2, st
 
     Raises:
         ValueError: another ``p``.
-        UnboundedError: with ``strict``, layers without a finite bound, listed by path.
+        ValueError: a layer that does not run on a sample of that shape.
+        UnboundedError: with ``strict``, layers without a finite bound, listed by path, or a bound beyond float range.
     """
     check_exponent(p)
     with torch.no_grad(), eval_mode(net), parametrize.cached():
@@ -108,4 +109,6 @@ def lipschitz_bound(net: nn.Module, input_shape: Sequence[int], p: float = 2, st
     report = LipschitzReport(p, product, folded, lmi, layers)
     if strict and report.unbounded:
         raise UnboundedError(f"no finite bound for p={p}: {', '.join(report.unbounded)}")
+    if strict and report.total == inf:
+        raise UnboundedError(f"no bound for p={p} within float range: exp({report.log_total:.6g})")
     return report

@@ -50,18 +50,26 @@ def certified_radius(logits_NK: Tensor, labels_N: Tensor, constant: float | Tens
 
     Args:
         logits_NK: the network's output at the samples, in float64 for a certificate.
-        labels_N: true classes.
+        labels_N: true classes, integers from 0; of a single logit 0 and 1.
         constant: L, the network's Lipschitz constant for the p-norm, one or (N,); it may be inf.
         p: 1, 2 or inf.
 
     Raises:
-        ValueError: another ``p``.
+        ValueError: an argument out of range.
     """
     check_exponent(p)
-    radius_N = (
-        _share(logits_NK, p) * margins(logits_NK, labels_N).clamp(min=0) / torch.as_tensor(constant).to(logits_NK)
-    )
+    _check_labels(labels_N, len(logits_NK))
+    constants = torch.as_tensor(constant).to(logits_NK)
+    if constants.shape not in ((), (len(logits_NK),)) or not bool((constants >= 0).all()):
+        raise ValueError(f"constant={constant}: one number of at least 0, or one a sample")
+    radius_N = _share(logits_NK, p) * margins(logits_NK, labels_N).clamp(min=0) / constants
     return torch.where(logits_NK.isfinite().all(1) & ~radius_N.isnan(), radius_N, 0.0)
+
+
+def _check_labels(labels: Tensor, size: int) -> None:
+    """Raise ValueError unless they are classes, one a sample."""
+    if labels.shape != (size,) or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels of shape {tuple(labels.shape)}, {labels.dtype}: integers of shape ({size},)")
 
 
 def _share(logits_NK: Tensor, p: float) -> float:
@@ -119,6 +127,7 @@ class Certifier:
 
     @staticmethod
     def _parts(x: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        _check_labels(labels, len(x))
         with torch.inference_mode(False):
             x, labels = x.detach().clone().double(), labels.clone()
         return batches(x, labels)
@@ -210,7 +219,7 @@ def certified_at(net: nn.Module, x: Tensor, labels: Tensor, eps: float, p: float
     Args:
         net: maps (N, *) to logits (N, K) or (N, 1).
         x: samples.
-        labels: true classes, (N,).
+        labels: true classes, (N,), integers from 0; of a single logit 0 and 1.
         eps: radius, at least 0.
         p: 1, 2 or inf.
 

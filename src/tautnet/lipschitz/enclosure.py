@@ -18,6 +18,7 @@ from tautnet.lipschitz.structure import Leaf
 
 ROUNDING = 1 + 1e-9  # relative allowance for the float64 arithmetic
 SAMPLES_AT_ONCE = 64
+_TINY = torch.finfo(torch.float64).tiny
 DUAL: dict[float, float] = {1: inf, 2: 2, inf: 1}  # q of a p, 1/p + 1/q = 1
 
 
@@ -43,16 +44,22 @@ def matrix_norm(matrix_NOD: Tensor, p: float) -> Tensor:
     if p != 2:
         norms_N = matrix_NOD.abs().sum(1 if p == 1 else 2).amax(1)
     else:
-        wide = matrix_NOD.shape[1] <= matrix_NOD.shape[2]
-        gram = matrix_NOD @ matrix_NOD.mT if wide else matrix_NOD.mT @ matrix_NOD
-        finite_N = finite_N & gram.isfinite().flatten(1).all(1)
-        norms_N = torch.linalg.eigvalsh(torch.where(finite_N.view(-1, 1, 1), gram, 0.0))[:, -1].clamp(min=0).sqrt()
+        scale_N = torch.where(finite_N, matrix_NOD.abs().amax((1, 2)), 1.0).clamp(min=_TINY)
+        scaled = torch.where(finite_N.view(-1, 1, 1), matrix_NOD, 0.0) / scale_N.view(-1, 1, 1)
+        gram = scaled @ scaled.mT if scaled.shape[1] <= scaled.shape[2] else scaled.mT @ scaled
+        norms_N = torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt() * scale_N
     return torch.where(finite_N, norms_N * ROUNDING, inf)
 
 
 def row_norms(matrix_NOD: Tensor, p: float) -> Tensor:
     """Largest |w v| over ||v||_p <= 1 of each row w, (N, O): its norm for the dual exponent."""
-    return torch.linalg.vector_norm(matrix_NOD, ord=DUAL[p], dim=-1)
+    return _vector_norm(matrix_NOD, DUAL[p])
+
+
+def _vector_norm(values: Tensor, ord: float) -> Tensor:
+    """Along the last dimension, with squares that neither vanish nor overflow."""
+    scale = values.abs().amax(-1, keepdim=True).clamp(min=_TINY)
+    return torch.linalg.vector_norm(values / scale, ord=ord, dim=-1) * scale.squeeze(-1)
 
 
 def channel_norms(layer: Any, p: float) -> Tensor:
@@ -65,7 +72,7 @@ def channel_norms(layer: Any, p: float) -> Tensor:
     if type_before_parametrizations(layer) in TRANSPOSED:
         weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
     repeats = type_before_parametrizations(layer) is not nn.Linear and layer.padding_mode != "zeros"
-    return torch.linalg.vector_norm(weight.flatten(1), ord=1 if repeats else DUAL[p], dim=1) * ROUNDING
+    return _vector_norm(weight.flatten(1), 1 if repeats else DUAL[p]) * ROUNDING
 
 
 def as_activation(layer: nn.Module) -> AbstractActivation | None:

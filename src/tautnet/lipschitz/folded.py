@@ -14,13 +14,13 @@ from tautnet.lipschitz.linear_maps import is_linear_map, linear_constant
 from tautnet.lipschitz.product import LeafConstants, log_joined, log_of, log_times
 from tautnet.lipschitz.structure import Chain, Leaf
 
-# Layers that treat all channels alike and each by itself: f(d x) = d f(x) for a factor d_c >= 0 of each channel.
-_CHANNELWISE = (
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
-)
+# Layers that treat all channels alike and each by itself: f(d x) = d f(x) for a factor d_c >= 0 of each channel. With
+# their number of dimensions: given fewer, torch takes the channels for one of them.
+_CHANNELWISE: dict[type[nn.Module], int] = {
+    **dict.fromkeys([nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d, nn.ZeroPad1d], 1),
+    **dict.fromkeys([nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d], 2),
+    **dict.fromkeys([nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d, nn.ZeroPad3d], 3),
+}
 _SHARES = (1.0, 0.0, 0.5)  # of a gain that goes into the map in front; the rest goes into the one behind
 
 
@@ -64,11 +64,16 @@ def items_of(chain: Chain, p: float, constants: LeafConstants) -> list[Item]:
         if slopes is not None:
             gain = Gain(*slopes)
             items[-1:] = [last.times(gain)] if items and isinstance(last := items[-1], Gain) else [*items[-1:], gain]
-        elif is_linear_map(part) or type(part.module) in (*_CHANNELWISE, nn.Flatten):
+        elif is_linear_map(part) or _passes_factors(part):
             items.append(part)
         else:
             items.append(Fixed(log_of(constants(part))))
     return items
+
+
+def _passes_factors(leaf: Leaf) -> bool:
+    """Whether a factor of each channel passes the leaf; through ``Flatten`` forwards, spread over the features."""
+    return type(leaf.module) is nn.Flatten or len(leaf.input_shape) - 1 == _CHANNELWISE.get(type(leaf.module))
 
 
 def log_folded(items: Sequence[Item], p: float, constants: LeafConstants) -> float:

@@ -143,7 +143,8 @@ class LocalBound:
         layer = as_activation(leaf.module) or leaf.module
         if leaf.unknown or not isinstance(layer, AbstractLayer):
             return torch.full_like(reach.constant, whole)
-        return inf_for_nan(layer.local_lipschitz_constant(reach.lo, reach.hi, self.p)).clamp(max=whole)
+        local_N = layer.local_lipschitz_constant(reach.lo, reach.hi, self.p)
+        return torch.where(local_N >= 0, local_N, inf).clamp(max=whole)
 
     def _row_distance(self, leaf: Leaf, reach: Reach) -> Tensor:
         """How far the values behind a linear map can be: |w (a - b)| <= ||w||_q ||a - b||_p for its rows w."""

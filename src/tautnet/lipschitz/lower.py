@@ -83,7 +83,7 @@ def start_pairs(net: nn.Module, x: Tensor, p: float = 2, num_pairs: int = NUM_PA
     q = _dual_exponent(p)
     with _observing(net):
         inputs = x.detach().clone().requires_grad_()
-        outputs = net(inputs)
+        outputs = net(inputs.clone())  # a clone: the first layer may work in place
         v = torch.randn(outputs.shape[1:], generator=torch.Generator().manual_seed(0)).to(outputs)
         (slopes,) = torch.autograd.grad(outputs, inputs, v.expand_as(outputs))
         steepest = _norms(slopes, q).nan_to_num(-1).topk(min(num_pairs, len(x))).indices
@@ -158,7 +158,7 @@ def _climb(net: nn.Module, x: Tensor, y: Tensor, p: float, num_steps: int) -> tu
 
 def _jacobian_norms(net: nn.Module, x: Tensor, p: float) -> Tensor:
     inputs = x.detach().clone().requires_grad_()
-    outputs = net(inputs)
+    outputs = net(inputs.clone())  # a clone: the first layer may work in place
     if outputs.dim() > 2 or outputs.shape[1] > MOST_OUTPUTS:
         return _by_power_method(inputs, outputs, p)
     # Samples do not interact, so the gradient of a sum over the batch holds one row of every Jacobian.

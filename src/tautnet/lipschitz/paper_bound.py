@@ -97,7 +97,9 @@ def _factor(leaf: Leaf, p: float) -> float:
     q = {1: inf, 2: 2, inf: 1}[p]
     if isinstance(leaf.module, AbstractActivation):
         bv2 = leaf.module.bv2().to("cpu", torch.float64)
-        return _norm(bv2.expand(leaf.module.num_channels) if len(bv2) == 1 else bv2, p)
+        # One function for all, or, as a fixed activation takes any number of channels, equal ones for another number.
+        width = leaf.input_shape[0]
+        return _norm(bv2[:1].expand(width) if len(bv2) != width else bv2, p)
     if isinstance(leaf.module, _WEIGHTED):
         rows_OI = leaf.module.weight.to("cpu", torch.float64).flatten(1)
         return max(_norm(row_I, q) for row_I in rows_OI)

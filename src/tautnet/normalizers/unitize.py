@@ -98,7 +98,7 @@ class Unitize(AbstractLayer, Projected):
                 self.alpha.clamp_(0, 1)
 
     def lipschitz_constant(self, p: float) -> Tensor:
-        r"""Bound of the eval-mode map; for p = 1 and inf with ``sample`` inf, unless alpha or gamma is 0.
+        r"""Bound of the eval-mode map; for p = 1 and inf with ``sample`` inf.
 
         With D = diag(1 / sqrt(var + eps)), G = diag(gamma), A = diag(alpha) and u(z) = r(z) z the Jacobian is
         G [A J + I - A] D. The matrix J = r (I - kappa r^2 z z^T) is symmetric with eigenvalues r and r^3 eps, hence
@@ -123,13 +123,15 @@ class Unitize(AbstractLayer, Projected):
 
     def _constant(self, p: float, radius_N: Tensor, num_summed: float) -> Tensor:
         """The bound for each R."""
+        if p != 2 and num_summed == inf:  # also while alpha is 0, which it does not stay
+            return torch.full_like(radius_N, inf)
         weight_C, alpha_C = (parameter.to("cpu", torch.float64) for parameter in (self.weight, self.alpha))
         inverse_deviation_C = inverse_deviation(self.batch_norm)
         half_radius_N1 = radius_N.unsqueeze(1) / 2
         centre_NC = weight_C * (alpha_C * half_radius_N1 + 1 - alpha_C) * inverse_deviation_C
         spread_N = half_radius_N1[:, 0] * (weight_C * alpha_C).abs().max() * inverse_deviation_C.max()
         # An n x n matrix has l1 and linf norms of at most sqrt(n) times its l2 norm.
-        return centre_NC.abs().amax(1) + (spread_N if p == 2 or not spread_N.any() else sqrt(num_summed) * spread_N)
+        return centre_NC.abs().amax(1) + (spread_N if p == 2 else sqrt(num_summed) * spread_N)
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """The box of all products of a normalised value with a factor gamma (1 + alpha (r - 1)) met in the box."""
