@@ -24,6 +24,7 @@ SMALLER = {
     "dncnn": ["model.net.depth=4", "model.net.width=4"],
 }
 CONTINUING = [c for c in COMMANDS if "ckpt" in c]
+FEW_CERTIFICATES = ["callbacks.certify.num_samples=4", "callbacks.certify.num_steps=2"]
 
 
 def run(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -44,19 +45,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_were_found():
     assert len(TRAINING) >= 5
     assert len(ON_FILES) >= 12
-    assert len(CONTINUING) == 2
+    assert len(CONTINUING) == 3
     assert "python -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python train.py" in README
     assert "python -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest" in README
 
 
-@pytest.mark.parametrize("line", TRAINING)
-def test_training_commands(line, folder):
+@pytest.mark.parametrize("line", [line for line in TRAINING if line == "python train.py" or " -m " in line])
+def test_main_job_and_sweep(line, folder):
     before = set(folder.rglob("result.json"))
     done = run(line, folder, "debug=fast")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     jobs = 12 if "-m" in shlex.split(line) else 1
     assert len(set(folder.rglob("result.json")) - before) == jobs
+
+
+@pytest.mark.parametrize("line", [line for line in TRAINING if line != "python train.py" and " -m " not in line])
+def test_training_commands(line, command, tmp_path):
+    """Inside this process, which has imported everything."""
+    few = FEW_CERTIFICATES if "certif" in line else []
+    fast = [] if "debug=" in line else ["debug=fast"]
+    assert command(*shlex.split(line)[2:], *fast, *few, f"hydra.run.dir={tmp_path / 'run'}") == 0
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.parametrize("line", ON_FILES)
@@ -78,7 +88,7 @@ def test_continuing_commands(line, folder):
         assert run("python train.py", folder, "debug=fast", "hydra.run.dir=first").returncode == 0
     target = folder / f"continued{CONTINUING.index(line)}"
     line = line.replace("<run>", "first").replace("max_epochs=40", "max_epochs=2")
-    done = run(line, folder, f"hydra.run.dir={target}")
+    done = run(line, folder, f"hydra.run.dir={target}", *(FEW_CERTIFICATES if "certify" in line else []))
     assert done.returncode == 0, done.stderr
     assert "test/acc" in json.loads((target / "result.json").read_text())["metrics"]
 

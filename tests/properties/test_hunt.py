@@ -1,4 +1,4 @@
-"""No bound of any kind is violated by any of 2,400 random networks: architectures.py draws and attacks them."""
+"""No bound of any kind is violated by any of 2,000 random networks: architectures.py draws and attacks them."""
 
 import math
 
@@ -13,7 +13,7 @@ CHUNK = 50
 pytestmark = pytest.mark.usefixtures("float64_on_one_thread")
 
 
-@pytest.mark.parametrize("chunk", range(48))
+@pytest.mark.parametrize("chunk", range(40))
 def test_no_bound_is_violated(chunk):
     dtype = torch.float32 if chunk % 4 == 0 else torch.float64
     finite = 0
