@@ -52,6 +52,10 @@ NETS = {
 def test_the_bound_is_the_product_bound_or_a_little_more(name, p):
     make, shape = NETS[name]
     net = make()
+    if name == "unitize" and p != 2:  # finite only while alpha is 0, which it does not stay
+        with pytest.raises(ValueError, match="Unitize"):
+            attached(net, shape, p=p)
+        return
     found = attached(net, shape, p=p, num_iterations=10).log_bound().item()
     exact = lipschitz_bound(net, shape, p).log_product
     assert exact - 1e-9 <= found <= exact + (0.3 if p == 2 else 1e-9)  # strided and small convolutions: any image size

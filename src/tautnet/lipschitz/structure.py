@@ -99,7 +99,7 @@ def read(net: nn.Module, input_shape: Sequence[int]) -> Chain:
     Raises:
         ValueError: a layer that does not run on such a sample, by its path.
     """
-    tensors = (tensor for tensor in (*net.parameters(), *net.buffers()) if tensor.is_floating_point())
+    tensors = (t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point() or t.is_complex())
     like = next(tensors, torch.zeros(()))
     # Outside of inference mode, whose tensors do not count how often they were written into.
     with (
