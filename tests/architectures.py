@@ -115,7 +115,9 @@ class Architect:
         if self.random.random() < 0.75 or getattr(layer, "padding_mode", "zeros") != "zeros":
             return layer
         self.randomise(layer)
-        ours: list[Callable[[nn.Module], nn.Module]] = [Bjorck(), Aol(), Spectral()]
+        ours: list[Callable[[nn.Module], nn.Module]] = [Bjorck(), Aol()]
+        if not isinstance(layer, nn.Conv3d):  # with dilation its grid of frequencies takes seconds
+            ours.append(Spectral())
         stock = [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal]
         try:
             return self.random.choice(ours + stock if isinstance(layer, nn.Linear) else ours + stock[:2])(layer)
