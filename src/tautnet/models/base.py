@@ -20,10 +20,14 @@ from tautnet.activations.grid_range import calibrate_grids_
 from tautnet.backbones.layers import LayerFactory
 from tautnet.config import ConfigError, build, key_of
 from tautnet.factories import Projected, Task
+from tautnet.normalizers import no_weight_norm
+from tautnet.normalizers.selection import normalize_weights_
 from tautnet.optim.joint import JointOptimizer, current_rates
 from tautnet.optim.roles import parameters_by_role
 from tautnet.optim.settings import make_optimizer, role_settings
 from tautnet.regularizers.base import AbstractRegularizer
+
+_NO_WEIGHT_NORM = "tautnet.normalizers.no_weight_norm"
 
 
 class AbstractModel(pl.LightningModule, ABC):
@@ -178,15 +182,34 @@ def build_net(config: dict[str, Any]) -> nn.Module:
     layers = LayerFactory(
         activation=build(config["activation"], "activation"),
         output_norm=build(config["norm"]["output"], "norm.output"),
-        weight_norm=build(config["norm"]["weight"], "norm.weight"),
+        weight_norm=no_weight_norm,  # put on below, where layers have paths
     )
     input_shape = tuple(config["input_shape"])
     net: nn.Module = build(
         config["model"]["net"], "model.net", layers=layers, input_shape=input_shape, num_outputs=config["num_outputs"]
     )
+    _normalize_weights_(net, config["norm"])
     try:  # a layer that does not fit its input is a matter of the settings too
         with torch.no_grad():
             net.eval()(torch.zeros(1, *input_shape))
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"{key_of(error, config, 'activation') or 'model.net: '}{error}") from error
     return net.train()
+
+
+def _normalize_weights_(net: nn.Module, config: dict[str, Any]) -> None:
+    """Put ``norm.weight`` on the layers that ``norm.include`` and ``norm.exclude`` choose."""
+    weight_norm = build(config["weight"], "norm.weight")
+    include, exclude = config.get("include", ["*"]), config.get("exclude", [])  # older checkpoints have neither
+    for name, patterns in (("include", include), ("exclude", exclude)):
+        if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise ConfigError(f"norm.{name}={patterns}: a list of patterns, as [body.*]")
+    if config["weight"]["_target_"] == _NO_WEIGHT_NORM:
+        if (include, exclude) != (["*"], []):
+            raise ConfigError(f"norm.include={include} norm.exclude={exclude}: without effect, norm/weight is none")
+        return
+    try:
+        normalize_weights_(net, weight_norm, include, exclude)
+    except ValueError as error:
+        named = str(error).startswith(("include=", "exclude="))
+        raise ConfigError(f"norm.{'' if named else 'weight: '}{error}") from error
