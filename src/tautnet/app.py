@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tautnet import logkeys
 from tautnet.config import ConfigError, build, key_of, locate, plain
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 _log = logging.getLogger(__name__)
+SETTINGS = "config.yaml"  # in the run directory, from the moment on when nothing has refused them
 
 
 def run(config: DictConfig) -> float | None:
@@ -41,15 +42,13 @@ def run(config: DictConfig) -> float | None:
         ConfigError: a setting that cannot be used.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    log = run_dir / f"{HydraConfig.get().job.name}.log"
-    ours = set() if log.exists() else {log}
+    fresh = not any(run_dir.iterdir())  # Hydra made it
     try:
-        job = _prepare(config)
+        return _execute(*_prepare(config), run_dir)
     except BaseException:
-        if run_dir.is_dir() and set(run_dir.iterdir()) <= ours:
-            shutil.rmtree(run_dir)  # Hydra made it
+        if fresh and not (run_dir / SETTINGS).exists():
+            shutil.rmtree(run_dir)
         raise
-    return _execute(*job, run_dir)
 
 
 def _prepare(config: DictConfig) -> tuple[dict[str, Any], pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
@@ -61,7 +60,7 @@ def _prepare(config: DictConfig) -> tuple[dict[str, Any], pl.Trainer, pl.Lightni
         settings, overrides = continued(settings, overrides)
     settings["overrides"] = overrides
     run_dir = Path(settings["run_dir"])
-    if any((run_dir / name).exists() for name in ("config.yaml", "result.json")):
+    if any((run_dir / name).exists() for name in (SETTINGS, "result.json")):
         raise ConfigError(f"{run_dir}: holds a run already; name another directory by hydra.run.dir or hydra.sweep.dir")
     _try_parts(settings)
     return settings, *_assemble(settings)
@@ -89,34 +88,12 @@ def _try_parts(settings: Mapping[str, Any]) -> None:
     check_steps(settings["trainer"], settings["compile"])
 
 
-def _compiled(model: pl.LightningModule) -> pl.Callback:
-    """Compile in place, and see to it that only training runs compiled.
-
-    What compiles is the model's forward around the network, of which torch makes one piece; a bare ``Sequential`` comes
-    out layer by layer. Evaluations hang hooks into the network, at which compiled code would be made anew.
-    """
-    from pytorch_lightning.callbacks import LambdaCallback
-
-    def plain_code(*_: Any) -> None:
-        torch.compiler.set_stance("force_eager")
-
-    def compiled_code(*_: Any) -> None:
-        torch.compiler.set_stance("default")
-
-    model.compile()
-    return LambdaCallback(
-        on_validation_start=plain_code,
-        on_validation_end=compiled_code,
-        on_test_start=plain_code,
-        on_test_end=compiled_code,
-        on_exception=compiled_code,
-    )
-
-
 def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Lightning imports it; a new font cache is no news
     import pytorch_lightning as pl
     from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    from tautnet.app_callbacks import compiled, settings_writer
 
     _silence_known_messages()
     if "fit" not in settings["run"]:
@@ -140,7 +117,8 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
             model.calibrate_(batch[0])
     callbacks = list(build(settings["callbacks"], "callbacks").values())
     if settings["compile"]:
-        callbacks.insert(0, _compiled(model))
+        callbacks.insert(0, compiled(model))
+    callbacks.append(settings_writer(settings, Path(settings["run_dir"], SETTINGS)))
     saves = any(isinstance(callback, pl.callbacks.ModelCheckpoint) for callback in callbacks)
     try:
         trainer = build(
@@ -186,7 +164,6 @@ def _execute(
     data: pl.LightningDataModule,
     run_dir: Path,
 ) -> float | None:
-    OmegaConf.save(OmegaConf.create(settings), run_dir / "config.yaml")
     metrics: dict[str, float] = {}
     weights = settings["ckpt"]
     if "fit" in settings["run"]:

@@ -79,3 +79,21 @@ def attacked(norm: str, eps: float) -> str:
 
 
 CERTIFIED_CLEAN = "certified/clean"  # share of the same samples that are right without an attack
+
+
+def spectrum(path: str) -> str:
+    """``spectrum/<path>``: largest over median singular value of a layer's effective weight, C_out x rest; 1 is flat."""
+    return f"spectrum/{path}"
+
+
+ICS_LAYERS = "ics/layers"  # the figure
+
+
+def ics(path: str, quantity: str = "w1") -> str:
+    """``ics/<path>``: exact W1 of a layer's outputs before and after an update; ``ics/<quantity>/<path>``: beside it.
+
+    Quantities: ``lower`` (gap of the mean norms) <= w1 <= ``coupling`` (mean way of a sample) and <= ``upper`` (sum of
+    the mean norms); ``sliced`` and ``per_unit``, both <= w1; ``relative`` (w1 / the mean norm, of both looks). At the
+    number of the update in the loggers; among the final metrics the mean over all measured updates.
+    """
+    return f"ics/{path}" if quantity == "w1" else f"ics/{quantity}/{path}"

@@ -31,17 +31,18 @@ ALLOWED = {
         "activations", "config", "factories", "backbones", "normalizers", "optim", "regularizers", "losses", "logkeys",
     },
     "callbacks": {
-        "backbones", "functional", "lipschitz", "normalizers", "splines", "regularizers", "activations", "models",
-        "logkeys",
+        "backbones", "factories", "functional", "lipschitz", "normalizers", "splines", "regularizers", "activations",
+        "models", "logkeys",
     },
     "data": {"factories"},
     "command_line": {"config", "resume"},
     "resume": {"config"},
-    "app": {"config", "factories", "optim", "logkeys", "resume", "results"},
+    "app": {"app_callbacks", "config", "factories", "optim", "logkeys", "resume", "results"},
+    "app_callbacks": set(),
     "results": {"logkeys"},
 }
-KNOW_LIGHTNING = {"models", "callbacks", "data", "app", "results"}
-KNOW_HYDRA = {"app", "command_line", "config", "resume"}
+KNOW_LIGHTNING = {"models", "callbacks", "data", "app", "app_callbacks", "results"}
+KNOW_HYDRA = {"app", "app_callbacks", "command_line", "config", "resume"}
 
 
 def unit_of(path: Path) -> str:

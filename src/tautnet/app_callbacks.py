@@ -1,0 +1,44 @@
+"""Callbacks that the application itself adds to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import LambdaCallback
+
+
+def settings_writer(settings: dict[str, Any], path: Path) -> pl.Callback:
+    """Writes the settings down once no callback has refused them; it stands last."""
+
+    def write(trainer: pl.Trainer, _: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            OmegaConf.save(OmegaConf.create(settings), path)
+
+    return LambdaCallback(on_fit_start=write, on_test_start=write)
+
+
+def compiled(model: pl.LightningModule) -> pl.Callback:
+    """Compile in place, and see to it that only training runs compiled.
+
+    What compiles is the model's forward around the network, of which torch makes one piece; a bare ``Sequential`` comes
+    out layer by layer. Evaluations hang hooks into the network, at which compiled code would be made anew.
+    """
+
+    def plain_code(*_: Any) -> None:
+        torch.compiler.set_stance("force_eager")
+
+    def compiled_code(*_: Any) -> None:
+        torch.compiler.set_stance("default")
+
+    model.compile()
+    return LambdaCallback(
+        on_validation_start=plain_code,
+        on_validation_end=compiled_code,
+        on_test_start=plain_code,
+        on_test_end=compiled_code,
+        on_exception=compiled_code,
+    )
