@@ -220,9 +220,7 @@ def power_iteration(layer, *input_shape):
     return float(norm)
 
 
-@pytest.mark.parametrize(
-    ("mode", "kernel"), [("zeros", 3), ("zeros", 4), ("zeros", 5), ("circular", 3), ("circular", 5)]
-)
+@pytest.mark.parametrize(("mode", "kernel"), [("zeros", 4), *((mode, kernel) for mode in MODES for kernel in (3, 5))])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [(1, 1), (3, 2), (2, 3)])
 def test_lines_of_32_points_are_bounded_within_5_percent(mode, stride, kernel, channels):
@@ -231,7 +229,7 @@ def test_lines_of_32_points_are_bounded_within_5_percent(mode, stride, kernel, c
     assert truth <= bound_of(layer, 32) <= 1.05 * truth
 
 
-@pytest.mark.parametrize("mode", ["zeros", "circular"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_images_of_32_x_32_are_bounded_within_5_percent(mode, stride):
     layer = nn.Conv2d(3, 4, 3, stride, padding=1, padding_mode=mode, bias=False)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tautnet.functional.eigenvalues import largest_in_batch
+from tautnet.functional.padded_norm import padded_spectral_norm
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 
@@ -101,7 +102,8 @@ def conv_spectral_norm(
     Circular padding is the circular convolution of the image itself: exact if the stride divides the image and every
     phase is put out once; if no more outputs are made than the image has pixels, rows of the one without stride.
     Otherwise, and for the other modes: the convolution without padding of a padded image, times the norm of the
-    padding, which copies pixels, the square root of the largest number of copies.
+    padding, which copies pixels, the square root of the largest number of copies; or ``padded_spectral_norm``,
+    nearly exact, where it can be afforded.
 
     Between the N points a side of a grid coarser than the circle, |K(w) v|^2 is a trigonometric polynomial in each
     direction, of degree at most the span r of the taps, and exceeds its largest value on the points by a factor of at
@@ -142,7 +144,11 @@ def conv_spectral_norm(
     largest = 0.0
     for matrices_FOI in _channel_matrices(kernel / scale, axes, grids, groups):
         largest = _largest_eigenvalue(_gram(matrices_FOI), largest)
-    return scale * sqrt(largest) * prod(allowances) * prod(axis.factor for axis in axes) * _ROUNDING
+    bound = sqrt(largest) * prod(allowances) * prod(axis.factor for axis in axes) * _ROUNDING
+    if any(axis.factor > 1 for axis in axes):
+        settings = input_size, stride, padding, dilation, groups, padding_mode
+        bound = padded_spectral_norm(kernel / scale, *settings, known=bound)
+    return scale * bound
 
 
 def _axis(size: int, image: int, stride: int, padding: tuple[int, int], dilation: int, mode: str) -> _Axis:
