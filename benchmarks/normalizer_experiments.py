@@ -20,14 +20,19 @@ from statistics import mean, stdev
 TRAIN = Path(__file__).parents[1] / "train.py"
 QUIET = ["trainer=cpu", "trainer.enable_progress_bar=false", "logger=none"]
 NO_NORM = ["norm=none"]
+HIDDEN = "norm.exclude=[last]"
 WEIGHTS = {
     "none": NO_NORM,
-    "spectral": ["norm/weight=spectral"],
-    "weight normalisation": ["norm/weight=weight_norm"],
-    "orthogonal (torch)": ["norm/weight=orthogonal"],
-    **{f"AON, order {order}": [f"norm.weight.taylor_order={order}"] for order in (0, 1, 2, 4, 8)},
+    "spectral": ["norm=spectral", HIDDEN],
+    "weight normalisation": [*NO_NORM, "norm/weight=weight_norm", HIDDEN],
+    "orthogonal (torch)": [*NO_NORM, "norm/weight=orthogonal", HIDDEN],
+    **{f"AON, order {order}": [f"norm.weight.taylor_order={order}"] for order in (1, 2, 4, 8)},
     **{
-        f"penalty, weight {weight}": [*NO_NORM, "regularizer=orthonormality", f"regularizer.orthonormality.weight={weight}"]
+        f"penalty, weight {weight}": [
+            *NO_NORM,
+            "regularizer=orthonormality",
+            f"regularizer.orthonormality.weight={weight}",
+        ]
         for weight in ("1e-4", "1e-3", "1e-2", "1e-1")
     },
 }
@@ -47,8 +52,8 @@ def results(arguments: list[str], seeds: int) -> list[dict[str, float]]:
 
 
 def layer_mean(run: dict[str, float], prefix: str) -> float:
-    """Mean of a quantity over the layers."""
-    return mean(value for key, value in run.items() if key.startswith(prefix))
+    """Mean of a quantity over the layers, which stand behind the prefix."""
+    return mean(value for key, value in run.items() if key.rpartition("/")[0] == prefix)
 
 
 def spread(values: list[float], digits: int = 3) -> str:
@@ -58,22 +63,30 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 def weights(seeds: int, data: list[str], title: str) -> None:
     """Spectrum and accuracy for every treatment of the weights."""
-    print(f"\n{title}, {seeds} seeds\n\n| weights | test accuracy | largest / median singular value |\n| --- | --- | --- |")
+    print(
+        f"\n{title}, {seeds} seeds\n\n| weights | test accuracy | largest / median singular value |"
+        "\n| --- | --- | --- |"
+    )
     for name, arguments in WEIGHTS.items():
         runs = results(["experiment=aon_spectrum", *data, *arguments], seeds)
-        ratio = spread([layer_mean(run, "spectrum/") for run in runs], 2)
+        ratio = spread([layer_mean(run, "spectrum") for run in runs], 2)
         print(f"| {name} | {spread([run['test/acc'] for run in runs])} | {ratio} |", flush=True)
 
 
-ICS = ("w1", "lower", "upper")
+ICS = {"W1": "ics", "lower bound": "ics/lower", "upper bound": "ics/upper", "W1 / mean norm": "ics/relative"}
 
 
 def shift(seeds: int) -> None:
     """Internal covariate shift for fixed and learned alpha."""
-    print(f"\ndigits, {seeds} seeds\n\n| Unitize | test accuracy |", " | ".join(ICS), "|\n| --- | ---" + " | ---" * len(ICS), "|")
+    print(
+        f"\ndigits, {seeds} seeds\n\n| Unitize | test accuracy |",
+        " | ".join(ICS),
+        "|\n| --- | ---" + " | ---" * len(ICS),
+        "|",
+    )
     for name, arguments in ALPHAS.items():
         runs = results(["experiment=ics_alpha", *arguments], seeds)
-        cells = (spread([run[f"ics/mean/{quantity}"] for run in runs]) for quantity in ICS)
+        cells = (spread([layer_mean(run, prefix) for run in runs]) for prefix in ICS.values())
         print(f"| {name} | {spread([run['test/acc'] for run in runs])} |", " | ".join(cells), "|", flush=True)
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from tautnet.activations import ELU, GELU, Absolute, LeakyReLU, LinearSpline, MaxMin, PReLU, ReLU
 from tautnet.backbones.blocks import Concatenation, Residual, Scale
 from tautnet.lipschitz import LipschitzReport, lipschitz_bound
-from tautnet.normalizers import Aol, BatchNorm, Bjorck, Spectral, Unitize
+from tautnet.normalizers import Aol, Aon, BatchNorm, Bjorck, GroupNorm, RmsNorm, Spectral, Unitize, layer_norm
 
 Shape = tuple[int, ...]
 MOST_VALUES = 160  # of a sample between layers, so that Jacobians are cheap
@@ -115,7 +115,7 @@ class Architect:
         if self.random.random() < 0.75 or getattr(layer, "padding_mode", "zeros") != "zeros":
             return layer
         self.randomise(layer)
-        ours: list[Callable[[nn.Module], nn.Module]] = [Bjorck(), Aol()]
+        ours: list[Callable[[nn.Module], nn.Module]] = [Bjorck(), Aol(), Aon(gain="per_row")]
         if not isinstance(layer, nn.Conv3d):  # with dilation its grid of frequencies takes seconds
             ours.append(Spectral())
         stock = [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal]
@@ -169,12 +169,15 @@ class Architect:
             lambda: Unitize(channels, eps=eps, norm_scale=random.choice(["l2", "rms", "per_pixel"])),
             lambda: batch(channels),
             lambda: nn.RMSNorm(shape, eps=eps),
+            lambda: RmsNorm(channels, eps=eps),
         ]
         if shape[-1] > 1:  # of a single value only the rounding would be left
             makers += [
                 lambda: nn.LayerNorm(shape, eps=eps),
                 lambda: nn.LayerNorm(shape[-1:], eps=eps),
                 lambda: nn.GroupNorm(1, channels, eps=eps),
+                lambda: layer_norm(channels, eps=eps),
+                lambda: GroupNorm(channels, group_size=random.choice([1, channels]), eps=eps),
                 lambda: nn.GroupNorm(channels if len(shape) > 1 else 1, channels, eps=eps),
             ]
         if len(shape) > 1:

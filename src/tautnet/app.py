@@ -68,11 +68,7 @@ def _prepare(config: DictConfig) -> tuple[dict[str, Any], pl.Trainer, pl.Lightni
 
 def _try_parts(settings: Mapping[str, Any]) -> None:
     """Try what needs torch alone, so that a mistake there is answered before Lightning's slow import."""
-    for key in ("activation", "norm.output"):
-        part = settings
-        for name in key.split("."):
-            part = part[name]
-        build(part, key)(1)
+    build(settings["activation"], "activation")(1)  # a normalizer may depend on the number of channels
     epochs, devices = settings["trainer"].get("max_epochs"), settings["trainer"].get("devices")
     if not isinstance(epochs, int) or epochs < 1:
         raise ConfigError(f"trainer.max_epochs={epochs}: an integer of at least 1")
@@ -82,7 +78,11 @@ def _try_parts(settings: Mapping[str, Any]) -> None:
     role_settings(settings["optimizer"])
     if settings["compile"] and "fit" not in settings["run"]:
         raise ConfigError("compile=true: training alone is compiled, and run=[test] does not train")
-    for name, stage, why in (("sparsify", "fit", "follows training"), ("certify", "test", "belongs to the test")):
+    for name, stage, why in (
+        ("sparsify", "fit", "follows training"),
+        ("ics", "fit", "belongs to training"),
+        ("certify", "test", "belongs to the test"),
+    ):
         if name in settings["callbacks"] and stage not in settings["run"]:
             raise ConfigError(f"callbacks={name}: {why}, and run={settings['run']} has no {stage}")
     check_steps(settings["trainer"], settings["compile"])

@@ -82,7 +82,7 @@ CERTIFIED_CLEAN = "certified/clean"  # share of the same samples that are right 
 
 
 def spectrum(path: str) -> str:
-    """``spectrum/<path>``: largest over median singular value of a layer's effective weight, C_out x rest; 1 is flat."""
+    """``spectrum/<path>``: largest over median singular value of a layer's effective weight C_out x rest; 1 is flat."""
     return f"spectrum/{path}"
 
 
@@ -97,3 +97,19 @@ def ics(path: str, quantity: str = "w1") -> str:
     number of the update in the loggers; among the final metrics the mean over all measured updates.
     """
     return f"ics/{path}" if quantity == "w1" else f"ics/{quantity}/{path}"
+
+
+VCL_KURTOSIS = "vcl/kurtosis"  # median over the units of all watched layers; 3 is a Gaussian's, 1 the least
+
+
+def vcl(path: str, quantity: str = "mean") -> str:
+    """``vcl/<path>``: unweighted variance constancy term of a layer, mean over units and steps of an epoch.
+
+    ``vcl/<quantity>/<path>`` beside it: ``max`` (largest term of a unit in the epoch), ``beta_min`` and ``beta_max``
+    (range of beta at its end), ``kurtosis`` (median over the layer's units of what enters them in evaluation).
+    """
+    return f"vcl/{path}" if quantity == "mean" else f"vcl/{quantity}/{path}"
+
+
+DISCRIMINANT_ALIGNMENT = "discriminant/alignment"  # |cos| of the first layer's weight and the LDA direction
+DISCRIMINANT_RATIO = "discriminant/ratio"  # between over within variance of its projection, relative to the LDA's

@@ -13,6 +13,8 @@ from tautnet.activations import LinearSpline, PReLU, ReLU
 from tautnet.backbones import LayerFactory, cifar_resnet, mlp
 from tautnet.config import ConfigError
 from tautnet.normalizers import BatchNorm, Unitize, no_output_norm, no_weight_norm
+from tautnet.normalizers.group import GroupNorm
+from tautnet.normalizers.rms import RmsNorm
 from tautnet.optim import JointOptimizer, Muon, parameters_by_role
 from tautnet.optim.schedules import cosine, multistep
 from tautnet.optim.settings import role_settings
@@ -168,11 +170,26 @@ def test_every_parameter_has_exactly_one_role(activation, norm):
     assert set(found) == set(net.parameters())
 
 
-@pytest.mark.parametrize(
-    "norm", [nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.SyncBatchNorm(3), BatchNorm(3)], ids=lambda n: type(n).__name__
-)
-def test_affine_parameters_of_batch_norms_are_norm_parameters(norm):
+NORMS = [
+    *(nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.BatchNorm3d(3), nn.SyncBatchNorm(3), BatchNorm(3)),
+    *(nn.InstanceNorm1d(3, affine=True), nn.InstanceNorm2d(3, affine=True), nn.InstanceNorm3d(3, affine=True)),
+    *(nn.GroupNorm(1, 3), nn.LayerNorm(3), nn.RMSNorm(3), GroupNorm(3, num_groups=1), RmsNorm(3)),
+]
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=lambda n: type(n).__name__)
+def test_affine_parameters_of_normalizers_are_norm_parameters(norm):
     assert parameters_by_role(norm) == {"norm": list(norm.parameters())}
+    assert len(list(norm.parameters())) == (1 if isinstance(norm, nn.RMSNorm) else 2)
+
+
+CONVOLUTIONS = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_convolutions_of_every_rank_have_roles(kind):
+    layer = kind(2, 3, 3)
+    assert parameters_by_role(layer) == {"weight": [layer.weight], "bias": [layer.bias]}
 
 
 def test_frozen_parameters_are_left_out():
@@ -191,8 +208,8 @@ def test_a_shared_parameter_is_listed_once():
 
 
 def test_a_parameter_without_a_role_is_an_error_with_its_path():
-    net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.LayerNorm(2)))
-    with pytest.raises(ValueError, match=re.escape("1.0.weight: LayerNorm")):
+    net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Embedding(2, 2)))
+    with pytest.raises(ValueError, match=re.escape("1.0.weight: Embedding")):
         parameters_by_role(net)
 
 

@@ -1,12 +1,15 @@
 """Unitize and BatchNorm: exact values, gradients, statistics, dtypes."""
 
+import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tautnet.normalizers import BatchNorm, Unitize
+from tautnet.optim.roles import parameters_by_role
 
 SHAPES = [(6, 3), (6, 3, 4), (6, 3, 4, 5), (6, 3, 4, 2, 3)]
 TINY = 1e-14  # an eps that does not show
@@ -194,7 +197,7 @@ def test_running_statistics_are_those_of_a_batch_norm_twin(shape, make):
         layer(x)
         twin(x if x.dim() == 2 else x.flatten(2))
     for name in ("running_mean", "running_var", "num_batches_tracked"):
-        assert torch.equal(getattr(layer.batch_norm, name), getattr(twin, name))
+        torch.testing.assert_close(getattr(layer.batch_norm, name), getattr(twin, name), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -278,6 +281,53 @@ def test_boxes_that_hold_zero_reach_the_largest_inverse_norm(norm_axes):
         assert (y <= high).all()
 
 
+OPTIONS = [
+    {"alpha_shape": "layer"},
+    {"alpha_constraint": "sigmoid", "alpha_init": 0.7},
+    {"alpha_constraint": "sigmoid", "alpha_init": 0.7, "alpha_shape": "layer", "affine": False},
+    {"norm_divisor": 0.01},
+    {"learn_alpha": False, "alpha_init": 1.0},
+    {"learn_alpha": False, "alpha_init": -0.5, "affine": False, "norm_axes": "pixel"},
+    {"unbiased_train_var": True, "norm_scale": "rms"},
+    {"unbiased_train_var": True, "norm_axes": "pixel", "norm_divisor": 3.0},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(4, 2), (3, 2, 2)])
+def test_gradients_of_every_option_agree_with_finite_differences(options, training, shape):
+    unitize = randomised(Unitize(2, **options)).train(training)
+    names = [name for name, _ in unitize.named_parameters()]
+
+    def function(x, *values):
+        return torch.func.functional_call(unitize, dict(zip(names, values, strict=True)), x)
+
+    x = torch.randn(shape, requires_grad=True)
+    assert torch.autograd.gradcheck(function, (x, *unitize.parameters()))
+    assert torch.autograd.gradgradcheck(function, (x, *unitize.parameters()))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_constants_and_boxes_of_every_option_hold(options):
+    """On samples about where the slope is largest, at the running mean, and far from it."""
+    layer = randomised(Unitize(3, eps=0.02, **options)).eval()
+    offsets = torch.logspace(-3, 1, 30).view(-1, 1, 1, 1) * torch.randn(30, 3, 2, 2)
+    x = layer.batch_norm.running_mean.view(-1, 1, 1) + offsets
+    jacobians = torch.stack([torch.autograd.functional.jacobian(layer, s[None]).view(12, 12) for s in x])
+    width = 0.05
+    for p in (1, 2, float("inf")):
+        truth = torch.linalg.matrix_norm(jacobians, ord=p)
+        local = layer.local_lipschitz_constant(x - width, x + width, p)
+        assert (truth <= local * (1 + 1e-12)).all()
+        assert (local <= layer.lipschitz_constant(p).to(local) * (1 + 1e-12)).all()
+    low, high = layer.interval(x - width, x + width)
+    for _ in range(50):
+        y = layer(x + width * (2 * torch.rand_like(x) - 1).sign())
+        assert (low - 1e-12 <= y).all()
+        assert (y <= high + 1e-12).all()
+
+
 def test_state_dict_round_trip():
     source, copy = randomised(Unitize(3)).eval(), Unitize(3).eval()
     copy.load_state_dict(source.state_dict())
@@ -308,6 +358,157 @@ def test_half_precision_sum_of_squares_over_a_big_image_does_not_overflow(dtype,
     torch.testing.assert_close(y.float(), expected, rtol=2e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("divisor", [1.0, 4.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_official_layer_in_numpy(shape, divisor):
+    """The formulas of the authors' code as the notes give them, in training and then in eval mode."""
+    eps, momentum = 1e-3, 0.01
+    unitize = randomised(Unitize(3, eps, momentum, norm_divisor=divisor, unbiased_train_var=True))
+    x, unseen = (2 * np.random.default_rng(0).normal(size=(2, *shape)) + 1).astype(np.float64)
+    alpha, gamma, beta = (
+        vector.detach().numpy().reshape(-1, *[1] * (len(shape) - 2))
+        for vector in (unitize.alpha, unitize.weight, unitize.bias)
+    )
+    axes, m, positions = (0, *range(2, x.ndim)), x.size / shape[1], x[0, 0].size
+    mean = x.mean(axes, keepdims=True)
+    variance = x.var(axes, keepdims=True) * m / (m - 1 - eps)
+
+    def transformed(x, mean, variance):
+        normalised = (x - mean) / np.sqrt(variance + eps)
+        each_channel = np.mean(normalised**2, axis=tuple(range(2, x.ndim)), keepdims=True)
+        q = each_channel.sum(axis=1, keepdims=True) / positions / divisor
+        return gamma * (alpha / np.sqrt(q + eps) + (1 - alpha)) * normalised + beta
+
+    running = [buffer.numpy().reshape(mean.shape) for buffer in list(unitize.batch_norm.buffers())[:2]]
+    kept = [(1 - momentum) * old + momentum * new for old, new in zip(running, (mean, variance), strict=True)]
+    np.testing.assert_allclose(unitize(torch.from_numpy(x)).detach(), transformed(x, mean, variance), rtol=1e-11)
+    for buffer, expected in zip(unitize.batch_norm.buffers(), kept, strict=False):
+        np.testing.assert_allclose(buffer, expected.ravel(), rtol=1e-12)
+    np.testing.assert_allclose(
+        unitize.eval()(torch.from_numpy(unseen)).detach(), transformed(unseen, *kept), rtol=1e-11
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"unbiased_train_var": True}, {"alpha_shape": "layer"}, {"norm_scale": "rms"}])
+@pytest.mark.parametrize("norm_axes", ["sample", "pixel"])
+@pytest.mark.parametrize("training", [True, False])
+def test_it_is_the_definition_over_batch_normalisation(norm_axes, training, options):
+    layer = randomised(Unitize(3, norm_axes=norm_axes, **options)).train(training)
+    x, grad = (torch.randn(5, 3, 4, 2) + 2).requires_grad_(), torch.randn(5, 3, 4, 2)
+    m, eps = 40, layer.eps
+    statistics = (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)) if training else list(layer.batch_norm.buffers())
+    factor = m / (m - 1 - eps) if training and options.get("unbiased_train_var") else 1
+    mean, variance = statistics[0].clone(), statistics[1] * factor
+    normalised = (x - per_channel(mean, x)) / per_channel(variance + eps, x).sqrt()
+    r = (squared_norms(normalised, norm_axes, options.get("norm_scale", "official")) + eps) ** -0.5
+    alpha, gamma, beta = (per_channel(vector, x) for vector in (layer.alpha, layer.weight, layer.bias))
+    expected = gamma * (alpha * r + (1 - alpha)) * normalised + beta
+    leaves = (x, *layer.parameters())
+    by_definition = [expected, *torch.autograd.grad(expected, leaves, grad)]
+    y = layer(x)
+    for actual, truth in zip((y, *torch.autograd.grad(y, leaves, grad)), by_definition, strict=True):
+        torch.testing.assert_close(actual, truth, rtol=1e-10, atol=1e-11)
+
+
+# --- alpha ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_fixed_alpha_is_no_parameter_and_stays():
+    layer = Unitize(3, alpha_init=0.5, learn_alpha=False)
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+    layer.requires_grad_(True)
+    assert not layer.alpha.requires_grad
+    assert layer.state_dict()["alpha"].tolist() == layer.mixing().tolist() == [0.5, 0.5, 0.5]
+    assert {role: len(found) for role, found in parameters_by_role(layer).items()} == {"norm": 2}
+    learned = with_alpha(Unitize(3), 0.5)
+    x = torch.randn(4, 3, 2)
+    assert torch.equal(layer(x), learned(x))
+    learned.load_state_dict(layer.state_dict())
+
+
+def test_sigmoid_keeps_alpha_inside_and_learns_by_the_chain_rule():
+    layer, free = Unitize(2, alpha_constraint="sigmoid", alpha_init=0.25), Unitize(2, alpha_init=0.25)
+    assert layer.raw_alpha.tolist() == pytest.approx([-math.log(3)] * 2)
+    assert layer.mixing().tolist() == pytest.approx([0.25, 0.25])
+    assert parameters_by_role(layer)["norm"][0] is layer.raw_alpha
+    x, grad = torch.randn(5, 2, 3), torch.randn(5, 2, 3)
+    for each in (layer, free):
+        each(x).backward(grad)
+    torch.testing.assert_close(layer.raw_alpha.grad, 0.25 * 0.75 * free.alpha.grad)
+    with torch.no_grad():
+        layer.raw_alpha.copy_(torch.tensor([-50.0, 50.0]))
+    layer.project_()
+    assert layer.raw_alpha.tolist() == [-50, 50]
+    assert 0 < layer.mixing()[0] < layer.mixing()[1] <= 1
+
+
+def test_one_alpha_for_the_layer_gathers_the_channels_gradients():
+    one, each = Unitize(3, alpha_init=0.3, alpha_shape="layer"), Unitize(3, alpha_init=0.3)
+    x, grad = torch.randn(5, 3, 4), torch.randn(5, 3, 4)
+    for layer in (one, each):
+        layer(x).backward(grad)
+    assert one.alpha.shape == (1,)
+    torch.testing.assert_close(one.alpha.grad, each.alpha.grad.sum().view(1))
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [Unitize, lambda c: Unitize(c, norm_axes="pixel"), BatchNorm])
+@pytest.mark.parametrize("shape", [(4,), (4, 2), (4, 2, 5), (4, 3, 0), (4, 3, 2, 0)])
+def test_other_shapes_are_refused_by_name(make, shape):
+    with pytest.raises(ValueError, match=re.escape(f"x.shape={shape}: (N, 3, *)")):
+        make(3)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("norm_axes", ["sample", "pixel"])
+def test_a_single_value_a_channel_has_no_variance_to_train_with(norm_axes):
+    layer = Unitize(3, norm_axes=norm_axes)
+    with pytest.raises(ValueError, match="batch_size=1: in training at least 2 values"):
+        layer(torch.randn(1, 3))
+    assert layer.batch_norm.num_batches_tracked == 0
+    assert layer(torch.randn(1, 3, 2)).isfinite().all()
+    assert layer.eval()(torch.randn(1, 3)).isfinite().all()
+    assert layer(torch.randn(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("norm_axes", ["sample", "pixel"])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2, 2)])
+def test_nan_spoils_its_sample_alone_in_eval_mode(norm_axes, shape):
+    layer = with_alpha(Unitize(3, norm_axes=norm_axes), 0.5).eval()
+    x = torch.randn(shape)
+    x[2, 1] = float("nan")
+    assert layer(x).isnan().flatten(1).all(1).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(("scale", "growth"), [("official", 2), ("l2", 0.5), ("per_pixel", 1), ("rms", 1)])
+def test_what_four_times_the_positions_do_to_the_scale(scale, growth):
+    layer = with_alpha(Unitize(3, eps=TINY, norm_scale=scale), 1.0)
+    small, large = (layer(torch.randn(4, 3, size, size)).square().mean().sqrt() for size in (6, 12))
+    assert (large / small).item() == pytest.approx(growth, rel=1e-9)
+
+
+def test_running_statistics_average_all_batches_without_momentum():
+    """As averaging the weights over epochs sets it, to measure the statistics anew."""
+    layer, twin = Unitize(3), nn.BatchNorm1d(3, momentum=None)
+    layer.batch_norm.momentum = None
+    for _ in range(3):
+        x = torch.randn(5, 3)
+        layer(x)
+        twin(x)
+    for actual, expected in zip(layer.batch_norm.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("norm_axes", ["sample", "pixel"])
+def test_it_compiles_in_one_graph(norm_axes):
+    layer, twin = (with_alpha(Unitize(3, norm_axes=norm_axes), 0.5) for _ in range(2))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 3, 5)
+    torch.testing.assert_close(compiled(x), twin(x))
+    torch.testing.assert_close(layer.batch_norm.running_var, twin.batch_norm.running_var)
+
+
 @pytest.mark.parametrize("make", [Unitize, BatchNorm])
 @pytest.mark.parametrize(
     ("settings", "message"),
@@ -325,7 +526,24 @@ def test_bad_arguments_are_named_with_their_value(make, settings, message):
         make(**{"num_channels": 3, **settings})
 
 
-@pytest.mark.parametrize("name", ["norm_axes", "norm_scale", "alpha_constraint"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"norm_divisor": 0.0}, "norm_divisor=0.0"),
+        ({"norm_divisor": float("inf")}, "norm_divisor=inf"),
+        ({"alpha_init": float("nan")}, "alpha_init=nan"),
+        ({"alpha_constraint": "sigmoid"}, "alpha_init=0.0: above 0, below 1"),
+        ({"alpha_constraint": "project", "alpha_init": 1.1}, "alpha_init=1.1: in 0 to 1"),
+        ({"alpha_constraint": "project", "learn_alpha": False}, "alpha_constraint=project: none"),
+        ({"alpha_constraint": "sigmoid", "learn_alpha": False, "alpha_init": 0.5}, "alpha_constraint=sigmoid: none"),
+    ],
+)
+def test_settings_of_alpha_and_the_norm_are_checked(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Unitize(3, **settings)
+
+
+@pytest.mark.parametrize("name", ["norm_axes", "norm_scale", "alpha_constraint", "alpha_shape"])
 def test_unknown_choice_is_named_with_its_value(name):
     with pytest.raises(ValueError, match=f"{name}=other"):
         Unitize(3, **{name: "other"})

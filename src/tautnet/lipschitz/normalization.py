@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from tautnet.functional.groupwise import slope_bound
 from tautnet.lipschitz.rule import ROUNDING, Rule, Unbounded, exact
 from tautnet.lipschitz.structure import Leaf
 
@@ -43,16 +44,10 @@ def _by_running_statistics(layer: nn.Module, leaf: Leaf, p: float) -> float:
 def normalizer_constant(group_size: int, centred: bool, eps: float, weight: Tensor | None, p: float) -> float:
     """Upper bound for x -> gamma z, z = r c, r = (mean(c^2) + eps)^(-1/2), c = x - mean(x) if ``centred``, else x.
 
-    With n values in a group and P the centring (or the identity), the Jacobian is diag(gamma) r M, M = P - z z^T / n,
-    and 0 <= M <= I as |z|^2 <= n. So for p = 2 it is at most max|gamma| / sqrt(eps), attained at c = 0 for one gamma.
-
-    M is symmetric, so for p = 1 and inf its row sums of |.| decide. Let q = |z|^2 / n, so r = sqrt((1 - q) / eps).
-    M_ii <= P_ii; beside it, P adds at most (n - 1) / n if centred, and z gives |z_i| sum_{j != i} |z_j| / n
-    <= |z_i| sqrt((n - 1) (n q - z_i^2)) / n <= q sqrt(n - 1) / 2. The bound is the maximum over q in [0, 1] of
-    sqrt(1 - q) (a + b q), a = 2 (1 - 1 / n) or 1, b = sqrt(n - 1) / 2.
+    See ``slope_bound``. For p = 2 that is max|gamma| / sqrt(eps), attained at c = 0 for one gamma.
 
     Args:
-        group_size: n.
+        group_size: number of values that the mean runs over.
         centred: whether the mean is subtracted.
         eps: added to the mean square.
         weight: gamma, any shape; None for 1.
@@ -64,11 +59,8 @@ def normalizer_constant(group_size: int, centred: bool, eps: float, weight: Tens
     if not eps > 0:
         raise Unbounded(f"eps={eps}: the slope has no limit where the values of a group agree")
     scale = 1.0 if weight is None else float(exact(weight).abs().max())
-    if p == 2:
-        return scale / sqrt(eps) * ROUNDING
-    a, b = 2 * (1 - 1 / group_size) if centred else 1.0, sqrt(group_size - 1) / 2
-    q = max(0.0, (2 * b - a) / (3 * b)) if b > 0 else 0.0
-    return scale / sqrt(eps) * sqrt(1 - q) * (a + b * q) * ROUNDING
+    r = torch.tensor([0.0, eps**-0.5], dtype=torch.float64)
+    return scale * float(slope_bound(r[0], r[1], group_size, eps, centred, p)) * ROUNDING
 
 
 def _layer_norm(layer: nn.LayerNorm, leaf: Leaf, p: float) -> float:

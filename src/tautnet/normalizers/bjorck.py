@@ -7,7 +7,7 @@ from math import prod, sqrt
 import torch
 from torch import Tensor, nn
 
-from tautnet.normalizers.weight import check_constant, check_layer, parametrised
+from tautnet.normalizers.weight import check_constant, check_layer, parametrised, without_autocast
 
 
 def orthonormalised(matrix_OI: Tensor, num_iterations: int = 15, beta: float = 0.5) -> Tensor:
@@ -53,7 +53,7 @@ class OrthonormalWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """(O, I) or (O, I / groups, *k) to the same shape."""
-        with torch.autocast(weight.device.type, enabled=False):  # 16-bit products would leave the norm 1 % above 1
+        with without_autocast(weight):  # 16-bit products would leave the norm 1 % above 1
             matrix_OI = orthonormalised(weight.flatten(1), self.num_iterations, self.beta)
         return matrix_OI.view_as(weight) * (self.constant / sqrt(prod(weight.shape[2:])))
 

@@ -43,9 +43,7 @@ def _matched(argument: str, patterns: Sequence[str], paths: Sequence[str]) -> se
     return found
 
 
-def select_layers(
-    net: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
-) -> dict[str, nn.Module]:
+def select_layers(net: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
     """The dense and convolutional layers of a network by path, parametrised ones too, chosen as by ``matching``.
 
     Raises:

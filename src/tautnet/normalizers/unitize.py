@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf, sqrt
-from typing import ClassVar, Literal, get_args
+from math import inf, prod, sqrt
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tautnet.factories import AbstractLayer, Projected, Role
-from tautnet.functional.unitize import NormAxes, NormScale, inverse_norm
-from tautnet.normalizers.batch import apply_flat, batch_norm_flat, inverse_deviation
+from tautnet.functional.moments import Rule, moments, normalised_by_moments, num_positions
+from tautnet.functional.unitize import (
+    AlphaConstraint,
+    AlphaShape,
+    NormAxes,
+    NormScale,
+    check_alpha,
+    check_choices,
+    factor_and_value,
+    inverse_norm,
+    mixed,
+    norm_factor,
+)
+from tautnet.normalizers.batch import (
+    Synchronised,
+    apply_flat,
+    batch_norm_flat,
+    check_input,
+    inverse_deviation,
+    statistics_in_force,
+    update_running_,
+)
 
-AlphaConstraint = Literal["none", "project"]
 
-
-class Unitize(AbstractLayer, Projected):
+class Unitize(AbstractLayer, Projected, Synchronised):
     r"""y = gamma_c [alpha_c r(xh) + (1 - alpha_c)] xh + beta_c, xh the batch-normalised input.
 
     r(xh) = (kappa sum xh^2 + eps)^(-1/2) is one number a sample (``norm_axes="sample"``) or a position (``"pixel"``).
     alpha starts at 0, pure batch normalisation, and is learned. In eval mode xh comes from the running statistics while
     r is still computed from the sample itself.
 
+    Moments and norms are in float32 at least. After ``synchronise_`` or conversion to SyncBatchNorm the batch
+    statistics are those of all ranks.
+
     Source: Huang, Yu (2020), after the Keras code that is inferred to be the authors' (the paper's text could not be
-    read). Differences: the current batch is normalised with the biased variance as in torch, not the unbiased one;
-    ``momentum`` defaults to 0.1 instead of 0.01, which short runs need; ``norm_axes="pixel"``, the scales other than
-    ``official`` and the constraint on alpha are ours.
+    read). Differences: ``momentum`` defaults to 0.1 instead of 0.01, which short runs need; the current batch is
+    normalised with the biased variance as in torch unless ``unbiased_train_var``; ``norm_axes="pixel"``, the scales
+    other than ``official``, and all choices for alpha but a free one a channel are ours.
 
     Args:
         num_channels: size of dimension 1 of the input.
@@ -34,22 +55,33 @@ class Unitize(AbstractLayer, Projected):
         momentum: weight of the newest batch in the running statistics, in (0, 1].
         norm_axes: what the norm sums over: channels and positions (``sample``) or channels (``pixel``).
         norm_scale: kappa, with P the number of positions summed over: ``official`` 1/P^2, ``l2`` 1, ``per_pixel`` 1/P,
-            ``rms`` 1/(C P). Only ``rms`` keeps the scale of batch normalisation at alpha = 1; ``official`` makes the
-            scale depend on the image size.
-        alpha_constraint: ``project`` clamps alpha to [0, 1] after every optimizer step; official ``none``.
+            ``rms`` 1/(C P). Only ``rms`` keeps the scale of batch normalisation at alpha = 1. For images of other sizes
+            than those trained with, ``per_pixel`` and ``rms`` keep the scale of the output's values, ``official`` and
+            ``l2`` multiply the unitized part by about sqrt(P) and 1 / sqrt(P); with ``pixel`` P = 1, no size matters.
+        norm_divisor: divides kappa, above 0; the official code's ``scale_coe``, 1.
+        alpha_init: where alpha starts, official 0; without ``learn_alpha`` it stays there, a buffer.
+        learn_alpha: see there.
+        alpha_shape: an alpha each ``channel``, official, or one for the ``layer``.
+        alpha_constraint: ``project`` clamps alpha to [0, 1] after every optimizer step; ``sigmoid`` learns
+            ``raw_alpha``, alpha = sigmoid(raw_alpha); official ``none``.
+        unbiased_train_var: multiply a training batch's variance by m / (m - 1 - eps), m values a channel, for the batch
+            and the running statistics, as the official code does. Otherwise as torch.
+        affine: whether gamma and beta are there; else 1 and 0.
 
     Shape:
-        (N, C, *) to the same shape.
+        (N, C, *) to the same shape; in training at least 2 values a channel, as in torch: one has no variance.
 
-    Parameters: ``alpha`` (0), ``weight`` (gamma, 1), ``bias`` (beta, 0), each (C,), role ``norm``: no weight decay.
-    Lipschitz (eval mode): see ``lipschitz_constant``; finite, at most about alpha / sqrt(eps) + 1 - alpha times
-    batch normalisation's.
+    Parameters: ``alpha`` or ``raw_alpha``, (C,) or (1,), ``weight`` (gamma, 1) and ``bias`` (beta, 0), (C,), role
+    ``norm``: no weight decay.
+    Lipschitz (eval mode): at most about alpha / sqrt(eps) + 1 - alpha times batch normalisation's constant.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range or without effect; in ``forward`` an input of another shape.
     """
 
-    parameter_roles: ClassVar[Mapping[str, Role]] = {"alpha": "norm", "weight": "norm", "bias": "norm"}
+    parameter_roles: ClassVar[Mapping[str, Role]] = dict.fromkeys(("alpha", "raw_alpha", "weight", "bias"), "norm")
+    alpha: Tensor
+    raw_alpha: Tensor
 
     def __init__(
         self,
@@ -58,38 +90,93 @@ class Unitize(AbstractLayer, Projected):
         momentum: float = 0.1,
         norm_axes: NormAxes = "sample",
         norm_scale: NormScale = "official",
+        norm_divisor: float = 1.0,
+        alpha_init: float = 0.0,
+        learn_alpha: bool = True,
+        alpha_shape: AlphaShape = "channel",
         alpha_constraint: AlphaConstraint = "none",
+        unbiased_train_var: bool = False,
+        affine: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, accepted in (
-            ("norm_axes", norm_axes, get_args(NormAxes)),
-            ("norm_scale", norm_scale, get_args(NormScale)),
-            ("alpha_constraint", alpha_constraint, get_args(AlphaConstraint)),
-        ):
-            if value not in accepted:
-                raise ValueError(f"{name}={value}: one of {', '.join(accepted)}")
+        check_choices(norm_axes, norm_scale, norm_divisor, alpha_shape, alpha_constraint)
+        check_alpha(alpha_init, learn_alpha, alpha_constraint)
         # A child, not a base class: conversion to SyncBatchNorm replaces subclasses and would drop alpha.
-        self.batch_norm = batch_norm_flat(num_channels, eps, momentum, affine=False)
-        self.norm_axes, self.norm_scale, self.alpha_constraint = norm_axes, norm_scale, alpha_constraint
-        self.eps = eps
-        self.alpha = nn.Parameter(torch.zeros(num_channels))
-        self.weight = nn.Parameter(torch.ones(num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.batch_norm, self.synchronised = batch_norm_flat(num_channels, eps, momentum, affine=False), False
+        self.norm_axes, self.norm_scale, self.norm_divisor = norm_axes, norm_scale, norm_divisor
+        self.alpha_constraint, self.unbiased_train_var, self.eps = alpha_constraint, unbiased_train_var, eps
+        start = torch.full((num_channels if alpha_shape == "channel" else 1,), float(alpha_init))
+        if not learn_alpha:  # a parameter would learn after net.requires_grad_(True)
+            self.register_buffer("alpha", start)
+        elif alpha_constraint == "sigmoid":
+            self.raw_alpha = nn.Parameter(start.logit())
+        else:
+            self.alpha = nn.Parameter(start)
+        self.weight = nn.Parameter(torch.ones(num_channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_channels)) if affine else None
 
     def extra_repr(self) -> str:
         """The settings in the module's printed form."""
         return f"norm_axes={self.norm_axes}, norm_scale={self.norm_scale}, alpha_constraint={self.alpha_constraint}"
 
+    def mixing(self) -> Tensor:
+        """The alpha in force, whatever the constraint, (C,) or (1,)."""
+        return self.raw_alpha.sigmoid() if self.alpha_constraint == "sigmoid" else self.alpha
+
+    def _vectors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, gamma and beta in force."""
+        alpha = self.mixing()
+        if self.weight is None or self.bias is None:
+            return alpha, alpha.new_ones(1), alpha.new_zeros(1)
+        return alpha, self.weight, self.bias
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *) to the same shape and dtype."""
-        normalised = apply_flat(self.batch_norm, x)
-        # float32 at least: a float16 sum of squares over an image overflows.
-        wide = normalised.to(torch.promote_types(normalised.dtype, torch.float32))
-        r = inverse_norm(wide, self.norm_axes, self.norm_scale, self.eps)
-        alpha, weight, bias = (
-            parameter.view(-1, *[1] * (x.dim() - 2)) for parameter in (self.alpha, self.weight, self.bias)
-        )
-        return (weight * (1 + alpha * (r - 1)) * wide + bias).to(x.dtype)
+        batch_norm = self.batch_norm
+        check_input(x, batch_norm.num_features)
+        if self.norm_axes == "pixel" or x.dim() == 2:
+            return self._by_pixel(x)
+        y, *statistics = normalised_by_moments(x, self._by_sample(tuple(x.shape)), self._vectors())
+        if batch_norm.training:
+            update_running_(batch_norm, *statistics)
+        return y
+
+    def _kappa(self, shape: tuple[int, ...]) -> float:
+        return norm_factor(shape, self.norm_axes, self.norm_scale) / self.norm_divisor
+
+    def _by_sample(self, shape: tuple[int, ...]) -> Rule:
+        """Factor and value of each sample and channel from its moments, a rule of ``normalised_by_moments``."""
+        positions, training = prod(shape[2:]), self.batch_norm.training
+
+        def rule(mean_NC: Tensor, var_NC: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+            given = (mean_NC, var_NC, positions, self.ranks(), self.unbiased_train_var)
+            mean_C, var_C, *kept = statistics_in_force(self.batch_norm, training, *given)
+            inverse_C = (var_C + self.eps).rsqrt()
+            kappa_positions = self._kappa(shape) * positions
+            return *factor_and_value(mean_NC - mean_C, var_NC, inverse_C, vectors, kappa_positions, self.eps), *kept
+
+        return rule
+
+    def _by_pixel(self, x: Tensor) -> Tensor:
+        """The output for a norm over the channels of each position, and of dense layers, which have one."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        column = (-1, *[1] * (x.dim() - 2))
+        normalised = self._normalised(wide, column)
+        r = inverse_norm(normalised, self.norm_axes, self._kappa(tuple(x.shape)), self.eps)
+        alpha, weight, bias = (vector.view(column) for vector in self._vectors())
+        return torch.addcmul(bias, weight * mixed(r, alpha), normalised).to(x.dtype)
+
+    def _normalised(self, x: Tensor, column: tuple[int, ...]) -> Tensor:
+        """The batch-normalised input; torch's own kernel where it does the same."""
+        batch_norm = self.batch_norm
+        torch_can = type(batch_norm) is nn.BatchNorm1d and self.ranks() is None and not self.unbiased_train_var
+        if torch_can and not (batch_norm.training and x[:, 0].numel() < 2):  # which is refused below
+            return apply_flat(batch_norm, x)
+        given = (*moments(x), num_positions(x), self.ranks(), self.unbiased_train_var)
+        mean_C, var_C, *kept = statistics_in_force(batch_norm, batch_norm.training, *given)
+        if batch_norm.training:
+            update_running_(batch_norm, *kept)
+        return (x - mean_C.view(column)) * (var_C + self.eps).rsqrt().view(column)
 
     def project_(self) -> None:
         """Clamp alpha to [0, 1] if the constraint is ``project``."""
@@ -111,21 +198,21 @@ class Unitize(AbstractLayer, Projected):
         supremum, attained at z = 0. With ``pixel`` J is block diagonal and the same holds for each block. For p = 1 and
         inf the second term is multiplied by sqrt(n), n the number of values that the norm sums over.
         """
-        num_summed = len(self.alpha) if self.norm_axes == "pixel" else inf
+        num_summed = self.batch_norm.num_features if self.norm_axes == "pixel" else inf
         return self._constant(p, torch.tensor([1 / sqrt(self.eps)], dtype=torch.float64), num_summed)[0]
 
     def local_lipschitz_constant(self, lo: Tensor, hi: Tensor, p: float) -> Tensor:
         """As ``lipschitz_constant``, with R the largest r of each sample's box, shape (N,)."""
         _, largest = self._inverse_norm_range(*self._normalised_box(lo, hi))
         radius_N = largest.flatten(1).amax(1).to("cpu", torch.float64)
-        num_summed = len(self.alpha) if self.norm_axes == "pixel" else lo[0].numel()
+        num_summed = self.batch_norm.num_features if self.norm_axes == "pixel" else lo[0].numel()
         return self._constant(p, radius_N, num_summed).to(lo)
 
     def _constant(self, p: float, radius_N: Tensor, num_summed: float) -> Tensor:
         """The bound for each R."""
         if p != 2 and num_summed == inf:  # also while alpha is 0, which it does not stay
             return torch.full_like(radius_N, inf)
-        weight_C, alpha_C = (parameter.to("cpu", torch.float64) for parameter in (self.weight, self.alpha))
+        alpha_C, weight_C, _ = (vector.to("cpu", torch.float64) for vector in self._vectors())
         inverse_deviation_C = inverse_deviation(self.batch_norm)
         half_radius_N1 = radius_N.unsqueeze(1) / 2
         centre_NC = weight_C * (alpha_C * half_radius_N1 + 1 - alpha_C) * inverse_deviation_C
@@ -137,8 +224,8 @@ class Unitize(AbstractLayer, Projected):
         """The box of all products of a normalised value with a factor gamma (1 + alpha (r - 1)) met in the box."""
         box = self._normalised_box(lo, hi)
         column = (-1, *[1] * (lo.dim() - 2))
-        alpha, weight, bias = (parameter.view(column) for parameter in (self.alpha, self.weight, self.bias))
-        factors = [weight * (1 + alpha * (r - 1)) for r in self._inverse_norm_range(*box)]
+        alpha, weight, bias = (vector.view(column) for vector in self._vectors())
+        factors = [weight * mixed(r, alpha) for r in self._inverse_norm_range(*box)]
         products = torch.stack([factor * end for factor in factors for end in box])
         return products.amin(0) + bias, products.amax(0) + bias
 
@@ -154,7 +241,6 @@ class Unitize(AbstractLayer, Projected):
         """Smallest and largest r over a box of normalised values."""
         farthest = torch.maximum(lo.abs(), hi.abs())
         nearest = torch.maximum(lo, -hi).clamp(min=0)  # 0 where the box holds 0
-        smallest, largest = (
-            inverse_norm(end, self.norm_axes, self.norm_scale, self.eps) for end in (farthest, nearest)
-        )
+        kappa = self._kappa(tuple(lo.shape))
+        smallest, largest = (inverse_norm(end, self.norm_axes, kappa, self.eps) for end in (farthest, nearest))
         return smallest, largest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from math import prod, sqrt
 
 import torch
@@ -21,12 +22,32 @@ def check_constant(constant: float) -> None:
 
 def check_layer(layer: nn.Module) -> None:
     """Raise ValueError unless the layer is dense or a zero-padded convolution, not parametrised yet."""
+    check_kind(layer)
+    check_padding(layer)
+
+
+def check_kind(layer: nn.Module) -> None:
+    """Raise ValueError unless the layer is dense or a convolution, not parametrised yet."""
     if type(layer) not in LAYERS:
         raise ValueError(
             f"layer={type(layer).__name__}: nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d, not parametrised yet"
         )
+
+
+def check_padding(layer: nn.Module) -> None:
+    """Raise ValueError if the layer pads with other values than zeros."""
     if isinstance(layer, Convolution) and layer.padding_mode != "zeros":
         raise ValueError(f"padding_mode={layer.padding_mode}: zeros; others repeat pixels, which may exceed the norm")
+
+
+def groups_of(layer: nn.Module) -> int:
+    """Channel groups of a convolution, 1 of a dense layer."""
+    return layer.groups if isinstance(layer, Convolution) else 1
+
+
+def without_autocast(weight: Tensor) -> AbstractContextManager[object]:
+    """Keeps the products of matrices in the weight's own type; on the meta device, which has no autocast, nothing."""
+    return nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False)
 
 
 def parametrised(layer: nn.Module, weight: nn.Module) -> nn.Module:

@@ -12,11 +12,11 @@ from tautnet.factories import ROLES, Role, RoleOwner
 _LINEAR: Mapping[str, Role] = {"weight": "weight", "bias": "bias"}
 _NORM: Mapping[str, Role] = {"weight": "norm", "bias": "norm"}
 _STOCK: Mapping[type[nn.Module], Mapping[str, Role]] = {
-    nn.Linear: _LINEAR,
-    nn.Conv2d: _LINEAR,
-    nn.BatchNorm1d: _NORM,
-    nn.BatchNorm2d: _NORM,
-    nn.SyncBatchNorm: _NORM,
+    **dict.fromkeys([nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d], _LINEAR),
+    **dict.fromkeys([nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d], _LINEAR),
+    **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm], _NORM),
+    **dict.fromkeys([nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d], _NORM),
+    **dict.fromkeys([nn.GroupNorm, nn.LayerNorm, nn.RMSNorm], _NORM),
 }
 
 

@@ -2,6 +2,7 @@
 
 from tautnet.regularizers.base import AbstractRegularizer
 from tautnet.regularizers.lipschitz_excess import LipschitzExcess
+from tautnet.regularizers.orthonormality import OrthonormalityPenalty
 from tautnet.regularizers.tv2 import SecondOrderVariation
 
-__all__ = ["AbstractRegularizer", "LipschitzExcess", "SecondOrderVariation"]
+__all__ = ["AbstractRegularizer", "LipschitzExcess", "OrthonormalityPenalty", "SecondOrderVariation"]

@@ -1,0 +1,82 @@
+"""Power iteration whose vectors are carried along while a weight is trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_NUM_AT_START = 15
+
+
+class TopSingularVectors(nn.Module):
+    r"""Estimates u, v of the top singular vectors of the matrices of a batch, and sigma = |u^T A v| <= sigma_max(A).
+
+    An iteration is u <- A v / ||A v||, v <- A^T u / ||A^T u||; a vector that A takes to 0 stays. The vectors start from
+    a generator of their own, so the global random state is left alone and processes with equal weights agree, and
+    make 15 iterations at once. They are buffers in float32 or float64, and brought to unit length whenever they are
+    used: averaging or a cast to a shorter type does not lengthen sigma.
+
+    In training they advance once for each change of the matrices, however often these are read, so that a forward pass
+    that is recomputed for the gradient finds the vectors as they were. Whether a matrix has changed is seen from its
+    product with a fixed random vector, one more reading of it: tensors' version counters, which would cost nothing,
+    miss the steps of fused optimizers and writes through ``.data``. Nothing waits for the device.
+
+    Source: Miyato, Kataoka, Koyama, Yoshida (2018), one iteration a training step with vectors kept.
+
+    Args:
+        matrix_GOI: the first matrices, (G, O, I), in the type of the buffers.
+    """
+
+    u_GO: Tensor
+    v_GI: Tensor
+    probe_GI: Tensor
+    seen_GO: Tensor
+
+    def __init__(self, matrix_GOI: Tensor) -> None:
+        super().__init__()
+        groups, outputs, inputs = matrix_GOI.shape
+        generator = torch.Generator().manual_seed(0)
+        for name, size, persistent in (("u_GO", outputs, True), ("v_GI", inputs, True), ("probe_GI", inputs, False)):
+            start = torch.randn(groups, size, generator=generator, dtype=torch.float64, device="cpu")
+            self.register_buffer(name, F.normalize(start, dim=1).to(matrix_GOI), persistent)
+        self.register_buffer("seen_GO", _times(matrix_GOI, self.probe_GI))
+        self.advance_(matrix_GOI, _NUM_AT_START)
+
+    @torch.no_grad()
+    def follow_(self, matrix_GOI: Tensor, num_iterations: int) -> None:
+        """Make iterations where the matrices (G, O, I) have changed; in training with gradients alone, else nothing."""
+        transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+        if self.training and not transformed:  # in a transform of torch.func buffers cannot be written
+            seen_GO = _times(matrix_GOI, self.probe_GI.to(matrix_GOI)).to(self.seen_GO)
+            self.advance_(matrix_GOI, num_iterations, (seen_GO != self.seen_GO).any(1, keepdim=True))
+            self.seen_GO.copy_(seen_GO)
+
+    @torch.no_grad()
+    def advance_(self, matrix_GOI: Tensor, num_iterations: int, where_G1: Tensor | None = None) -> None:
+        """Make iterations with the matrices (G, O, I), or some of them."""
+        u_GO, v_GI = self.u_GO.to(matrix_GOI), self.v_GI.to(matrix_GOI)
+        for _ in range(num_iterations):
+            u_GO = _unit(_times(matrix_GOI, v_GI), u_GO)
+            v_GI = _unit(_times(matrix_GOI.mT, u_GO), v_GI)
+        for buffer, value in ((self.u_GO, u_GO), (self.v_GI, v_GI)):
+            value = value.to(buffer)
+            buffer.copy_(value if where_G1 is None else torch.where(where_G1, value, buffer))
+
+    def forward(self, matrix_GOI: Tensor) -> Tensor:
+        """sigma, (G, 1, 1), at least 0; its gradient takes u and v for constants."""
+        # normalize makes new tensors: what the graph keeps, a later iteration does not overwrite
+        u_G1O = F.normalize(self.u_GO.to(matrix_GOI), dim=1).unsqueeze(1)
+        v_GI1 = F.normalize(self.v_GI.to(matrix_GOI), dim=1).unsqueeze(2)
+        return torch.bmm(u_G1O, torch.bmm(matrix_GOI, v_GI1)).abs()  # matmul's views cost more than small products
+
+
+def _times(matrix_GOI: Tensor, vector_GI: Tensor) -> Tensor:
+    return torch.bmm(matrix_GOI, vector_GI.unsqueeze(2)).squeeze(2)
+
+
+def _unit(vector_GN: Tensor, otherwise_GN: Tensor) -> Tensor:
+    """At length 1; where it is 0 or not finite, the other."""
+    length_G1 = torch.linalg.vector_norm(vector_GN, dim=1, keepdim=True)
+    usable_G1 = (length_G1 > 0) & length_G1.isfinite()
+    return torch.where(usable_G1, vector_GN / length_G1, otherwise_GN)

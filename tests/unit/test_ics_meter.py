@@ -1,0 +1,215 @@
+"""Looking at layers without effect, their history, and the arguments of IcsMeter."""
+
+import copy
+from math import inf, nan
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tautnet.activations import LinearSpline
+from tautnet.callbacks import IcsMeter, layer_history
+from tautnet.callbacks.layer_history import LayerHistory
+from tautnet.callbacks.layer_outputs import channel_vectors, layer_outputs, watched_paths
+from tautnet.normalizers import BatchNorm, Unitize
+
+
+def dense(norm):
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 3), norm(3), LinearSpline(3, 9, 2.0), nn.Linear(3, 2))
+
+
+# --- which layers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [BatchNorm, Unitize, nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm, lambda c: nn.GroupNorm(1, c)],
+)
+def test_output_normalizers_are_watched_and_count_as_one(norm):
+    assert watched_paths(dense(norm)) == ["2"]
+    assert watched_paths(nn.Sequential(dense(norm), norm(2))) == ["0.2", "1"]
+
+
+def test_without_normalizers_all_maps_but_the_last_are():
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3), nn.Linear(3, 1))
+    assert watched_paths(net) == ["0", "3"]
+    assert watched_paths(net[2:4]) == ["3"]
+    nn.utils.parametrizations.orthogonal(net[3])
+    assert watched_paths(net) == ["0", "3"]
+
+
+def test_a_net_with_nothing_to_watch_is_refused():
+    with pytest.raises(ValueError, match=r"^include=None: the network has neither"):
+        watched_paths(nn.Sequential(nn.Flatten(), nn.ReLU()))
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+def restless():
+    """Statistics, power iteration, chance, and a layer that works in place."""
+    net = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(6, 5), Unitize(5)
+    )
+    nn.utils.parametrizations.spectral_norm(net[0])
+    return net
+
+
+def everything(net):
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    return {name: (id(t), t._version, t.detach().clone()) for name, t in tensors.items()}
+
+
+def test_looking_leaves_no_trace():
+    net, x = restless(), torch.randn(8, 4)
+    before, chance = everything(net), torch.get_rng_state()
+    layer_outputs(net, ["0", "1", "3", "5"], x, "sample")
+    after = everything(net)
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert net.training
+    for name, (identity, version, value) in before.items():
+        assert after[name][:2] == (identity, version), name
+        assert torch.equal(after[name][2], value), name
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_what_is_seen_is_the_training_forward():
+    net, x = restless(), torch.randn(8, 4)
+    seen = layer_outputs(net, ["1", "3", "5"], x, "sample")
+    assert not any(vectors.requires_grad for vectors in seen.values())
+    twin = copy.deepcopy(net)
+    torch.manual_seed(0)  # that of the probe
+    assert torch.allclose(seen["5"], twin(x), atol=1e-6)
+    assert seen["1"].mean(0).abs().max() < 1e-5  # statistics of the probe, not the running ones
+    assert (seen["1"] < 0).any()  # before the layer that works in place
+    assert (seen["3"] == 0).any()
+    again = layer_outputs(net, ["1", "3", "5"], x, "sample")
+    assert all(torch.equal(seen[path], again[path]) for path in seen)
+
+
+class WithoutGradients(nn.Module):
+    def forward(self, x):
+        assert not torch.is_grad_enabled()
+        return x
+
+
+def test_layers_that_act_on_training_with_gradients_see_none():
+    assert layer_outputs(nn.Sequential(WithoutGradients()), ["0"], torch.zeros(2, 3), "sample")["0"].shape == (2, 3)
+
+
+def test_frozen_statistics_stay_frozen():
+    net, x = restless(), torch.randn(8, 4)
+    net[1].eval()
+    assert layer_outputs(net, ["1"], x, "sample")["1"].mean(0).abs().max() > 0.01
+
+
+def test_splines_are_seen_as_a_fused_optimizer_left_them():
+    """It changes parameters without counting up their version, on which kept tables rely."""
+    net, x = nn.Sequential(LinearSpline(3, 9, 2.0, slope_min=-1, slope_max=1).eval()), torch.randn(8, 3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1, fused=True)
+    net(x).square().sum().backward()
+    before = layer_outputs(net, ["0"], x, "sample")["0"]
+    optimizer.step()
+    after = layer_outputs(net, ["0"], x, "sample")["0"]
+    with torch.no_grad():
+        plain = net(x)  # nothing old was kept for it either
+    assert torch.equal(after, copy.deepcopy(net)(x).detach())
+    assert torch.equal(plain, after)
+    assert not torch.equal(before, after)
+
+
+def test_an_error_leaves_no_hook():
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(2, 2))
+    with pytest.raises(RuntimeError):
+        layer_outputs(net, ["0"], torch.zeros(2, 4), "sample")
+    assert not net[0]._forward_hooks
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return x
+
+
+class First(nn.Module):
+    def forward(self, pair):
+        return pair[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("0", "its output is not a tensor"), ("2.inner", "the network does not run"), ("3", "its output is not a tensor")],
+)
+def test_layers_without_vectors_are_named(path, message):
+    net = nn.Sequential(Pair(), First(), Unused(), nn.Flatten(0))
+    with pytest.raises(ValueError, match=f"^include={path}: {message}"):
+        layer_outputs(net, [path], torch.zeros(2, 2), "sample")
+
+
+def test_vectors_of_images():
+    output = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
+    assert torch.equal(channel_vectors(output, "mean"), output.mean((2, 3)))
+    drawn = channel_vectors(output, "sample")
+    assert drawn.shape == (2, 3)
+    for n in range(2):  # all channels of one position
+        assert any(torch.equal(drawn[n], output[n, :, h, w]) for h in range(4) for w in range(5))
+    assert torch.equal(drawn, channel_vectors(output, "sample"))
+    many = channel_vectors(torch.arange(7.0).expand(200, 1, 7), "sample")
+    assert many.unique().tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("positions", ["sample", "mean"])
+def test_vectors_of_half_precision_are_widened(positions):
+    assert channel_vectors(torch.full((2, 3, 100), 60000.0, dtype=torch.float16), positions).max() == 60000.0
+    assert channel_vectors(torch.zeros(2, 3, dtype=torch.bfloat16), positions).shape == (2, 3)
+
+
+# --- history ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_history_halves_when_it_is_full(monkeypatch):
+    monkeypatch.setattr(layer_history, "_MOST_COLUMNS", 4)
+    history = LayerHistory(["a", "b"])
+    for step in range(11):
+        history.add(step, torch.tensor([float(step), 1.0]))
+        assert history.values().shape[1] <= 4
+    assert history.steps == [0, 10]
+    assert history.values().tolist() == [[1.5, 5.5, 9.0], [1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [nan, inf], [0.0, 2.0], [1e-12, 3.0]])
+def test_figures_show_what_they_can(values, tmp_path):
+    history = LayerHistory(["first", "second"])
+    history.add(1, torch.tensor(values, dtype=torch.float64))
+    figure = history.figure("title")
+    figure.savefig(tmp_path / "figure.png")
+    image = figure.axes[0].images[0].get_array()
+    assert np.ma.getmaskarray(image).ravel().tolist() == [not 0 < value < inf for value in values]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["first", "second"]
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"every_n_steps": 0}, "every_n_steps=0: at least 1"),
+        ({"num_projections": 0}, "num_projections=0: at least 1"),
+        ({"figure_every_n_epochs": 0}, "figure_every_n_epochs=0: at least 1"),
+        ({"num_samples": 1}, "num_samples=1: at least 2"),
+        ({"positions": "all"}, "positions=all: one of sample, mean"),
+    ],
+)
+def test_bad_arguments_are_named(argument, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        IcsMeter(**argument)
