@@ -1,11 +1,12 @@
-"""What a learned spline costs beside ReLU and PReLU, in one run.
+"""What a learned spline costs beside ReLU and PReLU, and a SLAF beside BatchNorm and ReLU, in one run.
 
     python benchmarks/activation_speed.py
 
 Forward (without autograd) and forward + backward, float32, by shape and number of knots. The candidates take turns; a
 time is the best of its rounds, and every figure is a ratio of such times. "gather" is the same operator with 51 knots
 in the form in which it was published (Bohra et al. 2020, authors' code): int64 indices and fractions are saved, and two
-scatters sum the gradients of the coefficients. At the end a whole training step of ResNet-20, spline against ReLU.
+scatters sum the gradients of the coefficients. A SLAF, which standardizes as BatchNorm does, is compared in training;
+"plain" is its formula in operations of torch. At the end a whole training step of ResNet-20, spline against ReLU.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tautnet.activations import LinearSpline, ReLU
+from tautnet.activations import LinearSpline, ReLU, Slaf
 from tautnet.backbones import LayerFactory, cifar_resnet
+from tautnet.functional.standardized_polynomial import standardized_formula
 from tautnet.normalizers import BatchNorm, no_weight_norm
 
 SHAPES = [(64, 64, 32, 32), (128, 16, 32, 32), (256, 512), (64, 256, 56, 56)]
 KNOTS = [3, 15, 51, 201]
 GRID_RANGE = 4.0
+DEGREES = [2, 4, 7]
 
 
 class GatherSpline(torch.autograd.Function):
@@ -142,6 +145,27 @@ def compare(shape: tuple[int, ...], rounds: int, device: str) -> None:
             print(f"| {'x'.join(map(str, shape))} | {title} | {knots} | {cells}{bandwidth} |", flush=True)
 
 
+def compare_slaf(shape: tuple[int, ...], rounds: int, device: str) -> None:
+    """Print the rows of one shape: SLAF, channels in the order of the shape and last, against BatchNorm and ReLU."""
+    for title, layout in (("", torch.contiguous_format), (", channels last", torch.channels_last)):
+        if title and len(shape) != 4:
+            continue
+        x, grad = (torch.randn(shape, device=device).contiguous(memory_format=layout) for _ in range(2))
+        modules = {str(degree): Slaf(shape[1], degree).to(device) for degree in DEGREES}
+        batch_norm = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+        modules["usual"] = nn.Sequential(batch_norm(shape[1]), nn.ReLU()).to(device)
+        runs = {name: forward_and_backward(module, x, grad) for name, module in modules.items()}
+        for degree in DEGREES:
+            w, b = modules[str(degree)].coefficients, modules[str(degree)].bias
+            plain = lambda z, w=w, b=b: standardized_formula(z, w, b, 1e-5)[0]  # noqa: E731
+            runs[f"plain {degree}"] = forward_and_backward(plain, x, grad)
+        t = best(runs, rounds, max(1, min(50, int(2e6) // x.numel())), device)
+        for degree in DEGREES:
+            mine, plain_time = t[str(degree)], t[f"plain {degree}"]
+            name = "x".join(map(str, shape)) + title
+            print(f"| {name} | {degree} | {mine / t['usual']:.2f} | {plain_time / mine:.1f} |", flush=True)
+
+
 def training_step(activation: Callable[[int], nn.Module], device: str) -> Callable[[], None]:
     """Of ResNet-20 on 128 images of 32 x 32."""
     torch.manual_seed(0)
@@ -173,6 +197,10 @@ def main() -> None:
         compare(
             shape, settings.rounds if torch.Size(shape).numel() < 1e7 else max(3, settings.rounds // 3), settings.device
         )
+    print("\n| shape | SLAF of degree | / (BatchNorm + ReLU), forward + backward | plain / this |")
+    print("| --- | --- | --- | --- |")
+    for shape in SHAPES:
+        compare_slaf(shape, max(3, settings.rounds // 3), settings.device)
     steps = {
         "relu": training_step(ReLU, settings.device),
         "spline": training_step(LinearSpline, settings.device),

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_main_job_and_sweep(line, folder):
     done = run(line, folder, "debug=fast")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    jobs = 12 if "-m" in shlex.split(line) else 1
+    jobs = prod(argument.count(",") + 1 for argument in shlex.split(line)) if " -m " in line else 1
     assert len(set(folder.rglob("result.json")) - before) == jobs
 
 

@@ -6,6 +6,7 @@ from tautnet.activations.linear_spline import LinearSpline
 from tautnet.activations.maxmin import MaxMin
 from tautnet.activations.prelu import PReLU
 from tautnet.activations.relu_sum import ReluSum
+from tautnet.activations.slaf import Slaf
 
 __all__ = [
     "ELU",
@@ -18,4 +19,5 @@ __all__ = [
     "PReLU",
     "ReLU",
     "ReluSum",
+    "Slaf",
 ]

@@ -1,6 +1,6 @@
-"""The linear spline on CPUs: ``linear_spline.cpp``, compiled at its first use and kept.
+"""The linear spline on CPUs: ``linear_spline.cpp``, compiled at its first use and kept; ``compiled`` serves others too.
 
-The library has a plain C interface and is loaded by ctypes: it compiles in seconds, without torch's headers, and does
+A library has a plain C interface and is loaded by ctypes: it compiles in seconds, without torch's headers, and does
 not depend on the version of torch.
 """
 
@@ -71,15 +71,19 @@ def backward(
 
 def _call(direction: str, tensors: tuple[Tensor, ...], x: Tensor, coefficients_CK: Tensor, grid_range: float) -> None:
     num_cells = coefficients_CK.shape[1] - 1
-    threads = torch.get_num_threads() if x.numel() >= _PARALLEL_FROM else 1
     _function(direction, x.dtype)(
         *[tensor.data_ptr() for tensor in tensors],  # of an empty tensor this is 0
         *layout_of(x, len(coefficients_CK)),
         num_cells,
         grid_range,
         num_cells / (2 * grid_range),
-        threads,
+        num_threads(x.numel()),
     )
+
+
+def num_threads(num_elements: int) -> int:
+    """How many threads work on so many elements."""
+    return torch.get_num_threads() if num_elements >= _PARALLEL_FROM else 1
 
 
 @cache
@@ -95,18 +99,32 @@ def _function(direction: str, dtype: torch.dtype) -> ctypes._NamedFuncPointer:
 
 @cache
 def _library() -> ctypes.CDLL | None:
+    return compiled(_SOURCE, "splines")
+
+
+def compiled(source: Path, what: str, *flags: str) -> ctypes.CDLL | None:
+    """The library of a C++ file, from the cache or compiled now; where that fails None, and a line in the log.
+
+    Args:
+        source: the file.
+        what: is slower without it; said in the log.
+        flags: of the compiler, beside the usual ones.
+    """
     command = _compiler()
     if command is None:
         _log.warning(
-            "No C++ compiler: splines run in plain torch, several times slower on a CPU. Install g++ or set CXX."
+            "No C++ compiler: %s run in plain torch, several times slower on a CPU. Install g++ or set CXX.", what
         )
         return None
     try:
-        return _loaded(command)
+        return _loaded([*command, *flags], source)
     except (OSError, subprocess.CalledProcessError) as error:
         output = getattr(error, "stderr", None) or str(error)
         reason = next((line for line in output.splitlines() if "error" in line), str(error))
-        _log.warning("Splines run in plain torch, several times slower on a CPU: %s failed (%s)", command[0], reason)
+        _log.warning(
+            "%s run in plain torch, several times slower on a CPU: %s failed (%s)",
+            *(what.capitalize(), command[0], reason),
+        )
         return None
 
 
@@ -116,10 +134,10 @@ def _compiler() -> list[str] | None:
     return next((wish for wish in wishes if wish and shutil.which(wish[0])), None)
 
 
-def _loaded(command: list[str]) -> ctypes.CDLL:
+def _loaded(command: list[str], source: Path) -> ctypes.CDLL:
     """From the cache, if what lies there is what was once compiled; else compiled."""
     folder = _cache_folder()
-    path = folder / f"linear_spline-{_fingerprint(command)}.so"
+    path = folder / f"{source.stem}-{_fingerprint(command, source)}.so"
     note = path.with_suffix(".sha256")  # a torn library would end the process when it is used
     if path.is_file() and note.is_file() and note.read_text() == sha256(path.read_bytes()).hexdigest():
         return ctypes.CDLL(str(path))
@@ -131,9 +149,11 @@ def _loaded(command: list[str]) -> ctypes.CDLL:
             _log.warning(
                 "%s: not writable (%s); the kernels are compiled for this process alone", folder, error.strerror
             )
-            return ctypes.CDLL(str(_compile(command, Path(away) / path.name)))  # loaded, it needs its file no more
+            return ctypes.CDLL(
+                str(_compile(command, source, Path(away) / path.name))
+            )  # loaded, it needs its file no more
         try:
-            _compile(command, half)
+            _compile(command, source, half)
             note_half = half.with_suffix(".sha256")
             note_half.write_text(sha256(half.read_bytes()).hexdigest())
             os.replace(half, path)  # nobody sees half a file
@@ -143,8 +163,8 @@ def _loaded(command: list[str]) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _compile(command: list[str], target: Path) -> Path:
-    _output_of([*command, *_FLAGS, str(_SOURCE), "-o", str(target)])
+def _compile(command: list[str], source: Path, target: Path) -> Path:
+    _output_of([*command, *_FLAGS, str(source), "-o", str(target)])
     return target
 
 
@@ -157,10 +177,11 @@ def _cache_folder() -> Path:
     return Path(base).absolute() / "tautnet-kernels"
 
 
-def _fingerprint(command: list[str]) -> str:
+def _fingerprint(command: list[str], source: Path | None = None) -> str:
     """Of all that the library depends on; a home may be shared by machines with other processors."""
     processor = Path("/proc/cpuinfo")
     lines = processor.read_text().splitlines() if processor.is_file() else [platform.processor()]
     features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
-    parts = (_SOURCE.read_text(), *_FLAGS, *command, _output_of([*command, "--version"]), platform.machine(), features)
+    text = (source or _SOURCE).read_text()
+    parts = (text, *_FLAGS, *command, _output_of([*command, "--version"]), platform.machine(), features)
     return sha256("\0".join(parts).encode()).hexdigest()[:32]

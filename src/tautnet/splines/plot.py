@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from matplotlib.figure import Figure
 
-from tautnet.activations import AbstractActivation, LinearSpline
+from tautnet.activations import AbstractActivation, LinearSpline, Slaf
 from tautnet.functional.linear_spline import evaluate
 
 MAX_CURVES = 16
@@ -46,6 +46,8 @@ def plot_activation(activation: AbstractActivation, title: str, visited_lo: floa
 
 def _curves(activation: AbstractActivation, x_S: torch.Tensor) -> torch.Tensor:
     """Values at x_S, one row a curve."""
+    if isinstance(activation, Slaf):
+        return activation.curves(x_S)  # a call in training mode would move its running statistics
     if not isinstance(activation, LinearSpline):
         return activation(x_S.expand(1, activation.num_channels, -1))[0]
     positions_CK, values_CK = activation.points()
