@@ -18,8 +18,11 @@ _TRAINING = (*_BUILDING, "optimizer", "scheduler", "regularizer", "seed")
 _SPLIT = ("split_seed", "val_fraction", "test_fraction", "num_val")  # who validates and tests
 _CARRIED_OVER = (*_TRAINING, "loss", "data", "trainer", "experiment", "debug")
 
-# What training depends on among the callbacks: that weights are averaged, and plain values that say how.
-_AVERAGING = re.compile(r"callbacks=ema|callbacks\.ema\.(decay|update_every_n_steps|use_buffers)=[\w.+-]+")
+# What training depends on among the callbacks: that weights are averaged, and plain values that say how; the penalty
+# that comes with a callback; who rests when.
+_TRAINING_CALLBACKS = re.compile(
+    r"callbacks=(ema|variance|alternate|release)|callbacks\.ema\.(decay|update_every_n_steps|use_buffers)=[\w.+-]+"
+)
 
 
 def continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -79,7 +82,7 @@ def _carried_over(override: str) -> bool:
     The file may be hostile. Directories, loggers and other callbacks are the new run's own matter, and a target or an
     interpolation comes from the command line or not at all.
     """
-    if _AVERAGING.fullmatch(override):
+    if _TRAINING_CALLBACKS.fullmatch(override):
         return True
     top = override_name(override).partition(".")[0].partition("/")[0].partition("@")[0]
     return top in _CARRIED_OVER and "_target_" not in override and "$" not in override

@@ -5,8 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tautnet.normalizers import BatchNorm, Unitize
-from tautnet.normalizers.batch import synchronise_
+from tautnet.normalizers import BatchNorm, Unitize, synchronise_
 
 SETTINGS = {
     "sample": lambda: Unitize(3),

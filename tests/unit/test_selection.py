@@ -90,9 +90,11 @@ def test_a_model_takes_the_patterns_of_its_settings(settings):
     assert [parametrize.is_parametrized(layer) for layer in select_layers(net).values()] == [True] * (
         len(select_layers(net)) - 1
     ) + [False]
-    with pytest.raises(ConfigError, match="norm.include=head: matches none of the layers"):
+    with pytest.raises(ConfigError, match=r"norm\.include=head: matches none of the layers"):
         model("norm/weight=bjorck", "norm.include=[head]")
-    with pytest.raises(ConfigError, match=r"norm.include=\['\*'\] norm.exclude=\['last'\]: without effect, norm/weight is none"):
+    with pytest.raises(
+        ConfigError, match=r"norm.include=\['\*'\] norm.exclude=\['last'\]: without effect, norm/weight is none"
+    ):
         model("norm.exclude=[last]")
-    with pytest.raises(ConfigError, match="norm.exclude=last: a list of patterns"):
+    with pytest.raises(ConfigError, match=r"norm\.exclude=last: a list of patterns"):
         model("norm/weight=bjorck", "norm.exclude=last")

@@ -16,14 +16,14 @@ from tautnet.activations import slaf_init
 from tautnet.activations.base import AbstractActivation
 from tautnet.activations.slaf_init import FitTo, Hybrid, Init, Normalize
 from tautnet.activations.spline_init import Sharing
-from tautnet.factories import Role
+from tautnet.factories import Role, Synchronised
 from tautnet.functional.bases import Basis, elements, num_elements
 from tautnet.functional.basis_sum import BasisSum
-from tautnet.functional.batch_statistics import largest, ranks_of, standardised, standardised_powers
+from tautnet.functional.batch_statistics import largest, standardised, standardised_powers
 from tautnet.functional.polynomial import beside
 
 
-class Slaf(AbstractActivation):
+class Slaf(AbstractActivation, Synchronised):
     r"""One learned sum of basis functions for each channel, layer or neuron.
 
     f_c(z) = b_c + sum_j sigmoid(s_j) w_{c,j} (e_j(z) - mu_{c,j}) / sqrt(v_{c,j} + eps), j = 1, ..., K, with the basis
@@ -32,9 +32,9 @@ class Slaf(AbstractActivation):
     sigmoid is 1. Other normalisations leave mu and v out and have e_j act on a normalised z.
 
     The arithmetic is in float32 at least, whatever autocast says; the result takes the input's dtype. NaN gives NaN, in
-    training in the whole channel. After conversion to SyncBatchNorm statistics are those of all ranks, but for
-    ``maxabs``, whose maximum is each rank's own. In eval mode Horner's scheme runs in float64 for degrees above 7. The
-    layer itself is not for float16: its running variances overflow.
+    training in the whole channel. After ``synchronise_`` or conversion to SyncBatchNorm statistics are those of all
+    ranks, but for the maximum of ``maxabs``, which is each rank's own. In eval mode Horner's scheme runs in float64 for
+    degrees above 7. The layer itself is not for float16: its running variances overflow.
 
     Source: Goyal, Goyal, Lall (2019), definition and settings after the authors' code. Differences: ``momentum`` 0.1
     (code 0.01, which short runs do not survive) and ``eps`` 1e-5 (1e-8, at which a dead unit multiplies noise by 1e4);
@@ -144,7 +144,7 @@ class Slaf(AbstractActivation):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *) to the same shape and dtype."""
         curves = self._as_curves(x)
-        synchronised = self.batch_norm is not None and ranks_of(self.batch_norm) is not None
+        synchronised = self.ranks() is not None
         if x.numel() == 0 and not synchronised:  # no statistics
             return x.clone()
         z = curves.to(torch.promote_types(torch.promote_types(x.dtype, self.coefficients.dtype), torch.float32))
@@ -167,11 +167,12 @@ class Slaf(AbstractActivation):
             return self._sum().values(z / beside(z, self.scale * largest_C + self.eps).to(z.dtype))
         assert self.batch_norm is not None
         if self.normalize == "input":
-            return self._sum().values(standardised(z, z.new_ones(self.num_curves), self.batch_norm))
-        if self.basis == "power" and ranks_of(self.batch_norm) is None:
+            return self._sum().values(standardised(z, z.new_ones(self.num_curves), self.batch_norm, self.ranks()))
+        if self.basis == "power" and self.ranks() is None:
             return standardised_powers(z, self._weights(), self._constants(), self.batch_norm)
         elements_NCK = torch.stack(elements(z, self.basis, self.degree), dim=2)
-        terms = standardised(elements_NCK.flatten(1, 2), self._weights().flatten().to(z.dtype), self.batch_norm)
+        weights = self._weights().flatten().to(z.dtype)
+        terms = standardised(elements_NCK.flatten(1, 2), weights, self.batch_norm, self.ranks())
         return terms.reshape(elements_NCK.shape).sum(2) + beside(z, self._constants().to(z.dtype))
 
     def _weights(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tautnet.activations import LinearSpline
 from tautnet.backbones.blocks import Residual
+from tautnet.factories import may_be_changed_by_hooks
 from tautnet.lipschitz import lipschitz_bound
 from tautnet.lipschitz.structure import eval_mode
 from tautnet.splines.difference import largest_difference
@@ -81,7 +82,7 @@ def _change(before: nn.Module, after: nn.Module, x: Tensor, change: float, range
     """Bound of the change behind a module from that before it, and the output for ``x``, whose shape comes next."""
     if type(before) is not type(after) or before._modules.keys() != after._modules.keys():
         raise ValueError(f"after: {type(after).__name__} where before has {type(before).__name__}")
-    if _has_hooks(before) or _has_hooks(after):  # they may change the function
+    if may_be_changed_by_hooks(before) or may_be_changed_by_hooks(after):  # they may change the function
         return inf, before(x)
     if type(before) is nn.Sequential:
         for child, changed in zip(before._modules.values(), after._modules.values(), strict=True):
@@ -102,7 +103,10 @@ def _leaf_change(before: nn.Module, after: nn.Module, x: Tensor, change: float, 
         change = _passed_on(after, x, change)
         return change + sqrt(float(own_C.square().sum()) * (x[0].numel() // before.num_curves))
     _check_same(before, after)
-    if any(isinstance(module, LinearSpline) or _has_hooks(module) for module in (*before.modules(), *after.modules())):
+    if any(
+        isinstance(module, LinearSpline) or may_be_changed_by_hooks(module)
+        for module in (*before.modules(), *after.modules())
+    ):
         return inf
     return _passed_on(after, x, change)
 
@@ -110,10 +114,6 @@ def _leaf_change(before: nn.Module, after: nn.Module, x: Tensor, change: float, 
 def _passed_on(layer: nn.Module, x: Tensor, change: float) -> float:
     """What a layer makes of a change of its input. Before the first change any layer will do."""
     return change * lipschitz_bound(layer, x.shape[1:]).total if change != 0 else 0.0
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _check_same(before: nn.Module, after: nn.Module) -> None:

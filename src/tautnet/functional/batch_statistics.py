@@ -10,18 +10,21 @@ from tautnet.functional.moments import normalised_by_moments, num_positions, poo
 from tautnet.functional.standardized_polynomial import standardized_polynomial
 
 
-def standardised(values: Tensor, weights_C: Tensor, batch_norm: nn.BatchNorm1d) -> Tensor:
+def standardised(
+    values: Tensor, weights_C: Tensor, batch_norm: nn.BatchNorm1d, group: dist.ProcessGroup | None
+) -> Tensor:
     """weights_c (values - mean_c) / sqrt(var_c + eps) with the batch's statistics, which the running ones follow.
 
     Args:
         values: shape (N, C, *), at least one value.
         weights_C: (C,), of the dtype of ``values``.
-        batch_norm: with C channels, whose eps, running statistics and ranks count; its own forward pass is not used.
+        batch_norm: with C channels, whose eps and running statistics count; its own forward pass is not used.
+        group: the processes that share the statistics.
 
     Raises:
         ValueError: a batch of one value a channel, which has no variance.
     """
-    positions, group = num_positions(values), ranks_of(batch_norm)
+    positions = num_positions(values)
     if group is None:
         _check_count(values)
 
@@ -82,11 +85,3 @@ def update_running_(batch_norm: nn.BatchNorm1d, mean_C: Tensor, var_C: Tensor) -
             running_C.add_((newest_C - running_C) / batch_norm.num_batches_tracked)
         else:
             running_C.lerp_(newest_C, batch_norm.momentum)
-
-
-def ranks_of(batch_norm: nn.Module) -> dist.ProcessGroup | None:
-    """The processes that share the statistics; None outside a group or for a module that is not synchronised."""
-    if not (isinstance(batch_norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()):
-        return None
-    group = batch_norm.process_group or dist.group.WORLD
-    return group if dist.get_world_size(group) > 1 else None

@@ -15,7 +15,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from torch.nn.utils import parametrize
 
 from tautnet.backbones.blocks import Concatenation, Residual
-from tautnet.factories import AbstractLayer
+from tautnet.factories import AbstractLayer, may_be_changed_by_hooks
 
 Shape = tuple[int, ...]
 
@@ -89,8 +89,9 @@ def read(net: nn.Module, input_shape: Sequence[int]) -> Chain:
     """The network as a chain; nested ``Sequential`` are one chain, an empty chain is the identity.
 
     Runs the net once, in eval mode, on a sample of zeros, to learn the shapes. Of containers it knows ``Sequential``,
-    ``Residual`` and ``Concatenation`` by exact type; all else is a leaf. A module is an unknown leaf if hooks or
-    patched methods may change it, and so are branches of which one writes into their common input.
+    ``Residual`` and ``Concatenation`` by exact type; all else is a leaf. A module is an unknown leaf if hooks other
+    than our own observers or patched methods may change it, and so are branches of which one writes into their common
+    input.
 
     Args:
         net: the network.
@@ -160,7 +161,7 @@ def _read_branches(
 def _is_changed(net: nn.Module) -> bool:
     """Whether a module, or in a leaf a module inside it, may do something else than its class says."""
     inner = [net] if type(net) in (nn.Sequential, Residual, Concatenation) else list(net.modules())
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in inner)
+    hooked = any(may_be_changed_by_hooks(module) for module in inner)
     patched = any(isfunction(getattr(type(module), name, None)) for module in inner for name in vars(module))
     return hooked or patched or bool(_global_forward_hooks) or bool(_global_forward_pre_hooks)
 

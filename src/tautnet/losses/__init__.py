@@ -3,6 +3,7 @@
 from tautnet.losses.base import AbstractClassificationLoss, CrossEntropy
 from tautnet.losses.certified import AbstractCertifiedLoss, Interval, SingleProp
 from tautnet.losses.margin import Hinge, HingeKantorovichRubinstein, MarginCrossEntropy
+from tautnet.losses.nothing import NoLoss
 
 __all__ = [
     "AbstractCertifiedLoss",
@@ -12,5 +13,6 @@ __all__ = [
     "HingeKantorovichRubinstein",
     "Interval",
     "MarginCrossEntropy",
+    "NoLoss",
     "SingleProp",
 ]

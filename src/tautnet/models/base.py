@@ -20,7 +20,7 @@ from tautnet.activations.grid_range import calibrate_grids_
 from tautnet.backbones.layers import LayerFactory
 from tautnet.config import ConfigError, build, key_of
 from tautnet.factories import Projected, Task
-from tautnet.normalizers import no_weight_norm
+from tautnet.normalizers import no_weight_norm, synchronise_
 from tautnet.normalizers.selection import normalize_weights_
 from tautnet.optim.joint import JointOptimizer, current_rates
 from tautnet.optim.roles import parameters_by_role
@@ -74,6 +74,11 @@ class AbstractModel(pl.LightningModule, ABC):
     def task_loss(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         """Loss of a batch without penalties, a scalar; logs the stage's metrics."""
 
+    def setup(self, stage: str) -> None:
+        """On several ranks, batch statistics are those of the global batch."""
+        if self.trainer.world_size > 1:
+            synchronise_(self.net)
+
     def forward(self, x: Tensor) -> Tensor:
         """The network's output."""
         return self.net(x)
@@ -91,29 +96,48 @@ class AbstractModel(pl.LightningModule, ABC):
         """
 
     def calibrate_(self, x: Tensor) -> None:
-        """Set what waits for data (``grid_range=auto``), before the model is copied, compiled or fitted.
+        """Set what waits for data: ``grid_range=auto``, ``beta_from_data``. Before any copy, compilation or fit.
 
         Args:
             x: inputs of a training batch.
 
         Raises:
-            ConfigError: a batch from which a spline gets no range.
+            ConfigError: a batch from which a spline gets no range, or beta no value.
         """
         try:
             calibrate_grids_(self.net, x)
         except ValueError as error:
             raise ConfigError(f"activation.{error}") from error
+        for name, regularizer in self.regularizers.items():
+            assert isinstance(regularizer, AbstractRegularizer)
+            try:
+                regularizer.calibrate_(self.net, x)
+            except ValueError as error:
+                raise ConfigError(f"regularizer.{name}.{error}") from error
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Task loss plus penalties, every term logged by name."""
         terms = {logkeys.TASK: self.task_loss(batch, "train")}
-        terms |= {name: regularizer() for name, regularizer in self.regularizers.items()}
+        for name, regularizer in self.regularizers.items():
+            assert isinstance(regularizer, AbstractRegularizer)
+            regularizer.progress = self.progress
+            terms[name] = regularizer()
         total = sum(terms.values(), terms[logkeys.TASK].new_zeros(()))
         size = len(batch[0])
         for name, term in terms.items():
             self.log(logkeys.loss_term(name), term, on_step=False, on_epoch=True, batch_size=size)
         self.log(logkeys.loss("train"), total, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
         return total
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the network from a checkpoint of other penalties: they act in training alone.
+
+        Whoever continues a training has the penalties of the checkpoint, which ``resume`` sees to.
+        """
+        own = self.regularizers.state_dict(prefix="regularizers.")
+        saved = checkpoint["state_dict"]
+        others = {name: value for name, value in saved.items() if not name.startswith("regularizers.")}
+        checkpoint["state_dict"] = others | {name: saved.get(name, value) for name, value in own.items()}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Task loss and metrics."""
@@ -202,14 +226,14 @@ def _normalize_weights_(net: nn.Module, config: dict[str, Any]) -> None:
     weight_norm = build(config["weight"], "norm.weight")
     include, exclude = config.get("include", ["*"]), config.get("exclude", [])  # older checkpoints have neither
     for name, patterns in (("include", include), ("exclude", exclude)):
-        if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+        if not isinstance(patterns, list) or not all(isinstance(pattern, str | int) for pattern in patterns):
             raise ConfigError(f"norm.{name}={patterns}: a list of patterns, as [body.*]")
     if config["weight"]["_target_"] == _NO_WEIGHT_NORM:
         if (include, exclude) != (["*"], []):
             raise ConfigError(f"norm.include={include} norm.exclude={exclude}: without effect, norm/weight is none")
         return
     try:
-        normalize_weights_(net, weight_norm, include, exclude)
+        normalize_weights_(net, weight_norm, [*map(str, include)], [*map(str, exclude)])  # [2, 5] are numbers
     except ValueError as error:
         named = str(error).startswith(("include=", "exclude="))
         raise ConfigError(f"norm.{'' if named else 'weight: '}{error}") from error

@@ -1,8 +1,9 @@
 """Normalizers: modules for a layer's output, parametrizations for a layer's weight."""
 
+from tautnet.factories import synchronise_
 from tautnet.normalizers.aol import Aol
 from tautnet.normalizers.aon import Aon
-from tautnet.normalizers.batch import BatchNorm, synchronise_
+from tautnet.normalizers.batch import BatchNorm
 from tautnet.normalizers.bjorck import Bjorck
 from tautnet.normalizers.group import GroupNorm, instance_norm, layer_norm
 from tautnet.normalizers.none import no_output_norm, no_weight_norm

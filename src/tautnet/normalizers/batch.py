@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tautnet.factories import AbstractLayer
+from tautnet.factories import AbstractLayer, Synchronised
+from tautnet.functional.batch_statistics import update_running_
 from tautnet.functional.elementwise import scaled_box
 from tautnet.functional.moments import Rule, normalised_by_moments, num_positions, pooled
 
@@ -84,50 +83,6 @@ def statistics_in_force(
     return mean_C, var_C, mean_C, var_C * (count / (count - 1))
 
 
-@torch.no_grad()
-def update_running_(batch_norm: nn.BatchNorm1d, mean_C: Tensor, var_C: Tensor) -> None:
-    """Move the running statistics towards a batch's; without momentum, which averaging weights sets, their mean."""
-    assert batch_norm.running_mean is not None
-    assert batch_norm.running_var is not None
-    assert batch_norm.num_batches_tracked is not None
-    batch_norm.num_batches_tracked.add_(1)
-    for running_C, newest_C in ((batch_norm.running_mean, mean_C), (batch_norm.running_var, var_C)):
-        newest_C = newest_C.to(running_C.dtype)
-        if batch_norm.momentum is None:
-            running_C.add_((newest_C - running_C) / batch_norm.num_batches_tracked)
-        else:
-            running_C.lerp_(newest_C, batch_norm.momentum)
-
-
-class Synchronised(ABC):
-    """A layer whose batch statistics become those of all ranks, when ``synchronised`` is set."""
-
-    synchronised: bool
-    batch_norm: nn.BatchNorm1d
-
-    def ranks(self) -> dist.ProcessGroup | None:
-        """The processes that share the statistics; None outside a process group or if they are not to be shared."""
-        batch_norm = self.batch_norm
-        converted = isinstance(batch_norm, nn.SyncBatchNorm)
-        if not ((self.synchronised or converted) and dist.is_available() and dist.is_initialized()):
-            return None
-        group: dist.ProcessGroup | None = dist.group.WORLD
-        if isinstance(batch_norm, nn.SyncBatchNorm):
-            group = batch_norm.process_group or group
-        return group if dist.get_world_size(group) > 1 else None
-
-
-def synchronise_(net: nn.Module) -> None:
-    """Have all normalizers by batch statistics below ``net`` share them between processes, in training.
-
-    What conversion to SyncBatchNorm does, but also for CPUs, where DistributedDataParallel refuses SyncBatchNorm.
-    Every process has to call the layers equally often.
-    """
-    for module in net.modules():
-        if isinstance(module, Synchronised):
-            module.synchronised = True
-
-
 class BatchNorm(AbstractLayer, Synchronised):
     """gamma_c (x - mean_c) / sqrt(var_c + eps) + beta_c, statistics over the batch and all positions.
 
@@ -150,6 +105,8 @@ class BatchNorm(AbstractLayer, Synchronised):
     Raises:
         ValueError: an argument out of range; in ``forward``, another number of channels, or no positions.
     """
+
+    batch_norm: nn.BatchNorm1d
 
     def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tautnet.factories import AbstractLayer, Projected, Role
+from tautnet.factories import AbstractLayer, Projected, Role, Synchronised
+from tautnet.functional.batch_statistics import update_running_
 from tautnet.functional.moments import Rule, moments, normalised_by_moments, num_positions
 from tautnet.functional.unitize import (
     AlphaConstraint,
@@ -24,13 +25,11 @@ from tautnet.functional.unitize import (
     norm_factor,
 )
 from tautnet.normalizers.batch import (
-    Synchronised,
     apply_flat,
     batch_norm_flat,
     check_input,
     inverse_deviation,
     statistics_in_force,
-    update_running_,
 )
 
 
@@ -82,6 +81,7 @@ class Unitize(AbstractLayer, Projected, Synchronised):
     parameter_roles: ClassVar[Mapping[str, Role]] = dict.fromkeys(("alpha", "raw_alpha", "weight", "bias"), "norm")
     alpha: Tensor
     raw_alpha: Tensor
+    batch_norm: nn.BatchNorm1d
 
     def __init__(
         self,

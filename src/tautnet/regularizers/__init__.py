@@ -4,5 +4,12 @@ from tautnet.regularizers.base import AbstractRegularizer
 from tautnet.regularizers.lipschitz_excess import LipschitzExcess
 from tautnet.regularizers.orthonormality import OrthonormalityPenalty
 from tautnet.regularizers.tv2 import SecondOrderVariation
+from tautnet.regularizers.variance import VarianceConstancy
 
-__all__ = ["AbstractRegularizer", "LipschitzExcess", "OrthonormalityPenalty", "SecondOrderVariation"]
+__all__ = [
+    "AbstractRegularizer",
+    "LipschitzExcess",
+    "OrthonormalityPenalty",
+    "SecondOrderVariation",
+    "VarianceConstancy",
+]

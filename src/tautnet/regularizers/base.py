@@ -19,6 +19,9 @@ class AbstractRegularizer(nn.Module, RoleOwner, ABC):
     Args:
         weight: factor of the penalty, at least 0.
 
+    Attributes:
+        progress: share of the training steps behind, 0 to 1, set by the model before each step; 1 without one.
+
     Raises:
         ValueError: ``weight`` below 0.
     """
@@ -28,6 +31,7 @@ class AbstractRegularizer(nn.Module, RoleOwner, ABC):
         if not 0 <= weight < inf:
             raise ValueError(f"weight={weight}: a finite number of at least 0")
         self.weight = weight
+        self.progress = 1.0
 
     @abstractmethod
     def attach(self, net: nn.Module, input_shape: Sequence[int]) -> None:
@@ -39,6 +43,17 @@ class AbstractRegularizer(nn.Module, RoleOwner, ABC):
 
         Raises:
             ValueError: the penalty has nothing to act on.
+        """
+
+    def calibrate_(self, net: nn.Module, x: Tensor) -> None:
+        """Set what waits for data, before the fit; most penalties have nothing of that kind.
+
+        Args:
+            net: the network.
+            x: inputs of a training batch.
+
+        Raises:
+            ValueError: a batch that does not do.
         """
 
     @abstractmethod

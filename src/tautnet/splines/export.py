@@ -20,6 +20,7 @@ from torch import nn
 
 from tautnet.activations.linear_spline import LinearSpline
 from tautnet.activations.relu_sum import ReluSum
+from tautnet.factories import may_be_changed_by_hooks
 from tautnet.splines.tables import Curve, SplineTable, curve_table, curve_tables
 
 FORMAT, VERSION = "tautnet splines", 1
@@ -44,7 +45,7 @@ def to_relu_sum(spline: LinearSpline, tolerance: float | None = None) -> ReluSum
     Raises:
         ValueError: a spline with hooks, which the result would not have, or as ``curve_table``.
     """
-    if any((spline._forward_hooks, spline._forward_pre_hooks, spline._backward_hooks, spline._backward_pre_hooks)):
+    if may_be_changed_by_hooks(spline) or spline._backward_hooks or spline._backward_pre_hooks:
         raise ValueError("spline=LinearSpline with hooks: one without, the result would not have them")
     dtype = torch.promote_types(spline.coefficients.dtype, torch.float32)
     result = curve_table(spline, tolerance).relu_sum(dtype).to(spline.coefficients.device)
