@@ -20,8 +20,9 @@ _CARRIED_OVER = (*_TRAINING, "loss", "data", "trainer", "experiment", "debug")
 
 # What training depends on among the callbacks: that weights are averaged, and plain values that say how; the penalty
 # that comes with a callback; who rests when.
+_NAMES = "ema|variance|alternate|release"
 _TRAINING_CALLBACKS = re.compile(
-    r"callbacks=(ema|variance|alternate|release)|callbacks\.ema\.(decay|update_every_n_steps|use_buffers)=[\w.+-]+"
+    rf"callbacks=({_NAMES}|\[[\w, ]*\b({_NAMES})\b[\w, ]*\])|callbacks\.({_NAMES})\.[a-z]\w*=[\w.+-]+"
 )
 
 

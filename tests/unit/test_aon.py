@@ -14,8 +14,9 @@ from tautnet.activations import Absolute
 from tautnet.backbones import LayerFactory, convnet, mlp
 from tautnet.functional.inverse_root import gram, inverse_root_taylor
 from tautnet.lipschitz import lipschitz_bound, lipschitz_lower
-from tautnet.normalizers import no_output_norm
+from tautnet.normalizers import no_output_norm, power_iteration
 from tautnet.normalizers.aon import Aon
+from tautnet.normalizers.power_iteration import singular_value
 from tautnet.optim.roles import parameters_by_role
 
 pytestmark = pytest.mark.usefixtures("float64_on_one_thread")
@@ -213,11 +214,12 @@ def test_an_estimate_that_is_too_low_does_little_harm():
 
 @pytest.mark.parametrize("prescale", PRESCALES)
 @pytest.mark.parametrize("final_normalization", [True, False])
-def test_gradients_are_those_of_the_whole_function(prescale, final_normalization):
+def test_gradients_are_those_of_the_whole_function(prescale, final_normalization, monkeypatch):
     layer = dense(torch.randn(2, 3) / 3, taylor_order=2, prescale=prescale, final_normalization=final_normalization)
     transform = layer.parametrizations.weight[0].eval()
     weight = layer.parametrizations.weight.original.detach().clone().requires_grad_()
     assert torch.autograd.gradcheck(transform, weight)
+    monkeypatch.setattr(power_iteration, "_NUM_AT_START", 0)  # vectors are constants for every gradient
     assert torch.autograd.gradgradcheck(transform, weight)
 
 
@@ -287,13 +289,21 @@ def test_vectors_start_after_fifteen_iterations_and_leave_the_random_state_alone
         v = torch.nn.functional.normalize(matrix.T @ u, dim=0)
     torch.testing.assert_close(vectors_of(layer).u_GO[0], u)
     torch.testing.assert_close(vectors_of(layer).v_GI[0], v)
-    sigma = vectors_of(layer)(layer.parametrizations.weight.original.detach()[None]).item()
+    held = vectors_of(layer)
+    sigma = singular_value(layer.parametrizations.weight.original.detach()[None], (held.u_GO, held.v_GI)).item()
     assert 0.97 < sigma / singular_values(layer.parametrizations.weight.original)[0].item() <= 1 + 1e-12
 
 
 def start_vectors(groups, *sizes):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(groups, size, generator=generator) for size in sizes]
+
+
+def test_without_a_spectral_prescale_vectors_start_from_what_sigma_divides():
+    """Order 1 folds 1.9 to -0.58: the largest of the result lies where W has its second."""
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight = nn.Parameter(torch.diag(torch.tensor([1.9, 1.0])))
+    assert singular_values(Aon(prescale="none")(layer).eval().weight)[0].item() == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("prescale", ["spectral", "none"])
@@ -408,12 +418,37 @@ def test_two_updates_before_one_backward_do_not_disturb_each_other():
     assert layer.parametrizations.weight.original.grad.isfinite().all()
 
 
+def test_checkpoints_hold_the_vectors_and_what_they_have_seen():
+    """Not the probe, which every layer of the same shape draws again."""
+    names = {"bias", "parametrizations.weight.original"}
+    names |= {f"parametrizations.weight.0.vectors.{name}" for name in ("u_GO", "v_GI", "seen_GO")}
+    assert set(Aon()(nn.Linear(6, 4)).state_dict()) == names
+
+
 def test_vectors_that_lost_their_length_do_not_change_sigma():
     """As an average of them does, or a cast."""
     layer = dense(torch.randn(4, 6))
     weight = layer.eval().weight
     vectors_of(layer).u_GO.mul_(0.5)
     torch.testing.assert_close(layer.weight, weight)
+
+
+def test_sigma_has_no_sign():
+    """Of a weight that has changed its sign since the vectors advanced."""
+    layer = dense(torch.randn(4, 6))
+    weight = layer.weight.detach().clone()
+    layer.parametrizations.weight.original.data.neg_()
+    torch.testing.assert_close(layer.weight, -weight)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+@pytest.mark.parametrize("entries", [slice(None), (0, 0)])
+def test_vectors_outlive_a_step_with_weights_that_have_no_direction(value, entries):
+    layer = Aon()(nn.Linear(6, 4))
+    original_of(layer)[entries] = value
+    layer(torch.randn(2, 6))
+    for vector in (vectors_of(layer).u_GO, vectors_of(layer).v_GI):
+        assert vector.norm().item() == pytest.approx(1, rel=1e-12)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -627,3 +662,16 @@ def test_training_keeps_the_largest_singular_value_near_one():
         gain = layer.parametrizations.weight[0].gain
         largest = singular_values(layer.weight)[0].item() / (1 if gain is None else abs(gain.item()))
         assert largest == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("mode", ["eval", "no_grad"])
+def test_weights_that_no_forward_has_seen_are_normalised_all_the_same(mode):
+    torch.manual_seed(0)
+    layer = Aon()(nn.Linear(50, 40)).train(mode != "eval")
+    before = copy.deepcopy(vectors_of(layer).state_dict())
+    with torch.no_grad():
+        layer.parametrizations.weight.original.copy_(torch.randn(40, 50))
+        first, second = layer.weight, layer.weight
+    assert singular_values(first)[0] == pytest.approx(1, abs=0.05)
+    assert torch.equal(first, second)
+    assert all(torch.equal(value, before[name]) for name, value in vectors_of(layer).state_dict().items())

@@ -6,6 +6,7 @@ from torch import nn
 
 from tautnet.functional import moments as functional
 from tautnet.functional.moments import moments, normalised_by_moments, pooled
+from tautnet.normalizers import Unitize
 
 SHAPES = [(6, 3), (6, 3, 4), (6, 3, 4, 5), (6, 3, 4, 2, 3), (6, 3, 1, 1)]
 
@@ -243,3 +244,19 @@ def test_pooled_moments_are_those_of_all_values(shape):
     assert count == values_CM.shape[1]
     torch.testing.assert_close(mean_C, values_CM.mean(1))
     torch.testing.assert_close(var_C, values_CM.var(1, correction=0))
+
+
+@pytest.mark.parametrize("mean", [1e3, 1e5])
+def test_gradients_keep_their_digits_under_a_large_mean(mean):
+    torch.manual_seed(0)
+    x, grad = torch.randn(8, 3, 10, 10, dtype=torch.float64) + mean, torch.randn(8, 3, 10, 10, dtype=torch.float64)
+
+    def gradient(layer, dtype):
+        entered = x.to(dtype).requires_grad_()
+        (found,) = torch.autograd.grad(layer.to(dtype)(entered), entered, grad.to(dtype))
+        return found.double()
+
+    x = x.float().double()
+    true = gradient(torch.nn.BatchNorm2d(3, eps=1e-3), torch.float64)
+    theirs = gradient(torch.nn.BatchNorm2d(3, eps=1e-3), torch.float32)
+    assert (gradient(Unitize(3), torch.float32) - true).abs().max() <= 10 * (theirs - true).abs().max() + 1e-6

@@ -9,6 +9,7 @@ from tautnet.activations import ReLU
 from tautnet.backbones import LayerFactory, Residual, mlp
 from tautnet.config import ConfigError
 from tautnet.models import Classifier
+from tautnet.models.base import build_net
 from tautnet.normalizers import Bjorck, Spectral, no_output_norm, no_weight_norm
 from tautnet.normalizers.selection import matching, normalize_weights_, select_layers
 
@@ -23,10 +24,11 @@ PATHS = ["stem", "body.0", "body.1", "head"]
         (["body.*", "stem"], ["body.1"], ["stem", "body.0"]),
         (["last"], [], ["head"]),
         (["body.[1-9]", "body.1"], [], ["body.1"]),
+        ([7], [], ["7"]),
     ],
 )
 def test_patterns_choose_paths_in_their_order(include, exclude, left):
-    assert matching(PATHS, include, exclude) == left
+    assert matching([*PATHS, "7"] if left == ["7"] else PATHS, include, exclude) == left
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,8 @@ def test_patterns_choose_paths_in_their_order(include, exclude, left):
         (["body"], [], "include=body: matches none of the layers stem, body.0, body.1, head"),
         (["*"], ["tail.*"], r"exclude=tail.\*: matches none of the layers stem"),
         (["*"], ["*"], r"exclude=\['\*'\]: leaves none of the layers stem"),
-        ([], [], r"exclude=\[\]: leaves none"),
+        ([], [], r"include=\[\]: at least one pattern"),
+        ("last", [], "include=last: a list of patterns"),
     ],
 )
 def test_a_pattern_that_matches_nothing_is_refused(include, exclude, message):
@@ -98,3 +101,21 @@ def test_a_model_takes_the_patterns_of_its_settings(settings):
         model("norm.exclude=[last]")
     with pytest.raises(ConfigError, match=r"norm\.exclude=last: a list of patterns"):
         model("norm/weight=bjorck", "norm.exclude=last")
+
+
+def test_a_net_of_settings_from_before_there_were_patterns_is_built_and_trains():
+    partial = {"_partial_": True}
+    norm = {"output": {"_target_": "tautnet.normalizers.BatchNorm"} | partial}
+    net = build_net(
+        {
+            "activation": {"_target_": "tautnet.activations.ReLU"} | partial,
+            "norm": norm | {"weight": {"_target_": "tautnet.normalizers.Bjorck"}},
+            "model": {"net": {"_target_": "tautnet.backbones.mlp", "widths": [3]}},
+            "input_shape": [4],
+            "num_outputs": 2,
+        }
+    )
+    assert [parametrize.is_parametrized(layer) for layer in select_layers(net).values()] == [True, True]
+    assert all(module.training for module in net.modules())
+    (batch_norm,) = (layer for layer in net.modules() if isinstance(layer, nn.BatchNorm1d))
+    assert batch_norm.num_batches_tracked == 0  # the sample that it is tried on leaves nothing behind

@@ -4,8 +4,11 @@ import math
 import re
 
 import numpy as np
+from math import inf
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from tautnet.normalizers import BatchNorm, Unitize
@@ -500,6 +503,39 @@ def test_running_statistics_average_all_batches_without_momentum():
         torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("settings", [{}, {"norm_axes": "pixel", "unbiased_train_var": True}])
+def test_so_do_the_statistics_of_images(settings):
+    """They are not torch's own kernel's, as those of dense layers are."""
+    layer, batches = Unitize(3, eps=TINY, **settings), [torch.randn(5, 3, 4) for _ in range(3)]
+    layer.batch_norm.momentum = None
+    for x in batches:
+        layer(x)
+    values = torch.stack([x.movedim(1, 0).flatten(1) for x in batches])
+    torch.testing.assert_close(layer.batch_norm.running_mean, values.mean(2).mean(0))
+    torch.testing.assert_close(layer.batch_norm.running_var, values.var(2).mean(0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_gradient_is_that_of_the_mode_of_its_forward(training):
+    """Differentiated twice, the statistics are found again, at a time when the layer may be in the other mode."""
+    layer, x, grad = randomised(Unitize(3)).train(training), torch.randn(4, 3, 5).requires_grad_(), torch.randn(4, 3, 5)
+    (once,) = torch.autograd.grad(layer(x), x, grad)
+    y = layer(x)
+    layer.train(not training)
+    (again,) = torch.autograd.grad(y, x, grad, create_graph=True)
+    torch.testing.assert_close(again, once)
+
+
+@pytest.mark.parametrize("make", [Unitize, BatchNorm])
+def test_a_converted_layer_shares_with_the_processes_of_its_group(make, monkeypatch):
+    own, single = object(), object()
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: 1 if group is single else 2)
+    for group, shared in ((own, own), (single, None), (None, dist.group.WORLD)):
+        (layer,) = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(make(3)), group)
+        assert layer.ranks() is shared
+
+
 @pytest.mark.parametrize("norm_axes", ["sample", "pixel"])
 def test_it_compiles_in_one_graph(norm_axes):
     layer, twin = (with_alpha(Unitize(3, norm_axes=norm_axes), 0.5) for _ in range(2))
@@ -547,3 +583,14 @@ def test_settings_of_alpha_and_the_norm_are_checked(settings, message):
 def test_unknown_choice_is_named_with_its_value(name):
     with pytest.raises(ValueError, match=f"{name}=other"):
         Unitize(3, **{name: "other"})
+
+
+@pytest.mark.parametrize(("eps", "size"), [(1.0, 2), (3.0, 3)])
+def test_the_official_factor_needs_enough_values(eps, size):
+    with pytest.raises(ValueError, match=r"^unbiased_train_var=True: more than 1 \+ eps values a channel"):
+        Unitize(2, eps=eps, unbiased_train_var=True)(torch.randn(size, 2))
+
+
+def test_an_infinite_eps_is_refused():
+    with pytest.raises(ValueError, match="^eps=inf: above 0, finite"):
+        Unitize(2, eps=inf)

@@ -127,6 +127,22 @@ def test_orthonormal_weights_stay():
     torch.testing.assert_close(Orthogonal()(layer).weight, before)
 
 
+def test_without_trivialization_no_base_is_stored():
+    names = {"bias", "parametrizations.weight.original"}
+    assert set(Orthogonal("householder", use_trivialization=False)(nn.Linear(6, 4)).state_dict()) == names
+    base = "parametrizations.weight.0.map.base"
+    assert set(Orthogonal("householder")(nn.Linear(6, 4)).state_dict()) == names | {base}
+
+
+@pytest.mark.parametrize("orthogonal_map", ["matrix_exp", "cayley", "householder"])
+def test_orthonormal_weights_are_as_exact_under_autocast(orthogonal_map):
+    layer = Orthogonal(orthogonal_map)(nn.Linear(6, 6)).float()
+    step_(layer, torch.randn(5, 6, dtype=torch.float32))
+    exact = layer.weight.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.weight, exact)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -245,3 +261,17 @@ def test_standardization_refuses_settings_out_of_range(name, value):
 def test_rows_of_one_entry_have_no_deviation():
     with pytest.raises(ValueError, match=r"^layer=Linear\(in_features=1, .*rows of at least two entries"):
         WeightStandardization()(nn.Linear(1, 3))
+
+
+@pytest.mark.parametrize("trivialization", [True, False])
+def test_weight_decay_leaves_rectangular_orthogonal_weights_orthonormal(trivialization):
+    torch.manual_seed(0)
+    layer = Orthogonal("householder", use_trivialization=trivialization)(nn.Linear(20, 10))
+    signs = layer.parametrizations.weight.original.detach().diagonal().sign()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2, weight_decay=0.5)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (layer(torch.randn(32, 20)) - 1).square().mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(torch.linalg.svdvals(layer.weight), torch.ones(10))
+    assert torch.equal(layer.parametrizations.weight.original.detach().diagonal().sign(), signs)

@@ -40,8 +40,8 @@ class WeightSpectrum(pl.Callback):
 
     def __init__(
         self,
-        include: Sequence[str] = ("*",),
-        exclude: Sequence[str] = (),
+        include: Sequence[str | int] = ("*",),
+        exclude: Sequence[str | int] = (),
         figure_every_n_epochs: int = 10,
         folder: str | None = None,
     ) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tautnet.factories import Role, RoleOwner
 from tautnet.functional.inverse_root import gram, inverse_root_taylor
-from tautnet.normalizers.power_iteration import TopSingularVectors
+from tautnet.normalizers.power_iteration import TopSingularVectors, singular_value
 from tautnet.normalizers.spectral import SpectralWeight
 from tautnet.normalizers.weight import (
     check_kind,
@@ -25,6 +25,7 @@ from tautnet.normalizers.weight import (
 Prescale = Literal["spectral", "frobenius", "none", "row_bound"]
 Gain = Literal["none", "scalar", "per_row"]
 ConvNorm = Literal["matrix", "operator"]
+Vectors = tuple[Tensor, Tensor]  # u (G, O), v (G, I)
 
 _NUM_GRAM_ITERATIONS = 8
 
@@ -41,16 +42,16 @@ class Aon:
 
     Everything depends on the pre-scale. The polynomial needs singular values in (0, 1]; above sqrt(3) order 1 turns
     them negative, and He-normal weights (without pre-scale) train badly. ``spectral`` divides by the largest one,
-    estimated by power iteration; estimated too low by a factor 1 + d, the result's largest is off by about d^2 for
-    order 1, d^(order + 1) in general, so nothing folds. ``row_bound`` divides by sqrt(max_i sum_j |G_ij|), G the
+    estimated by power iteration; estimated too low by a small factor 1 + d, the result's largest is off by about d^2
+    for order 1, d^(order + 1) in general. ``row_bound`` divides by sqrt(max_i sum_j |G_ij|), G the
     smaller Gram matrix: never too low, without state, one more product. ``frobenius`` makes all singular values so
     small that p is nearly linear: the result is nearly that of spectral normalisation alone.
 
     The power iteration's vectors are buffers, advance by ``num_power_iterations`` once per change of the weight while
     training with gradients (see ``TopSingularVectors``), and after ``spectral`` serve sigma too, whose top direction
-    is the same; else they are those of T(A A^T) A. In eval mode they are those of the last training forward, and the
-    largest singular value is 1 up to their lag. Reentrant checkpointing runs its first pass without gradients and so
-    with the vectors of the step before.
+    is the same; else they are those of T(A A^T) A. In training the largest singular value is 1 up to their lag. In eval
+    mode and without gradients 15 more iterations are made and forgotten: weights may have been loaded, averaged or set.
+    Reentrant checkpointing runs its first pass without gradients, and so with slightly other vectors than its second.
 
     h(c W) = h(W) for c > 0 (not with ``prescale="none"``): the gradient is orthogonal to W, and weight decay does not
     restrain the function, it only keeps W short and so the relative size of the steps large. Computed in float32 or
@@ -159,14 +160,10 @@ class AonWeight(nn.Module, RoleOwner):
         """(O, I) or (O, I / groups, *k) to the same shape and type."""
         with without_autocast(weight):
             matrix_GOI = self._matrix(weight)
-            shared = self.settings.prescale == "spectral"
-            if shared:
-                self._follow_(matrix_GOI)
-            result_GOI = self._near_orthonormal(matrix_GOI)
-            if not shared:
-                self._follow_(result_GOI)
+            shared = self._top(matrix_GOI) if self.settings.prescale == "spectral" else None
+            result_GOI = self._near_orthonormal(matrix_GOI, shared)
             if self.settings.final_normalization:
-                result_GOI = result_GOI / self._divisor(self._sigma(result_GOI, weight))
+                result_GOI = result_GOI / self._divisor(self._sigma(result_GOI, shared, weight))
             result = result_GOI.view(weight.shape)
             if self.gain is not None:
                 result = result * self.gain.to(result).view(-1, *[1] * (weight.dim() - 1))
@@ -177,33 +174,33 @@ class AonWeight(nn.Module, RoleOwner):
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         return wide.reshape(self.groups, len(weight) // self.groups, -1)
 
-    def _follow_(self, matrix_GOI: Tensor) -> None:
-        """Let the vectors, if there are any, advance with the weight."""
-        if self.vectors is not None and torch.is_grad_enabled():
-            self.vectors.follow_(matrix_GOI.detach(), self.settings.num_power_iterations)
+    def _top(self, matrix_GOI: Tensor) -> Vectors:
+        """Top singular vectors; in training they follow the weight."""
+        assert self.vectors is not None
+        vectors: Vectors = self.vectors(matrix_GOI.detach(), self.settings.num_power_iterations)
+        return vectors
 
-    def _near_orthonormal(self, matrix_GOI: Tensor) -> Tensor:
+    def _near_orthonormal(self, matrix_GOI: Tensor, top: Vectors | None = None) -> Tensor:
         """T(A A^T) A."""
         if self.settings.prescale != "none":
-            matrix_GOI = matrix_GOI / self._divisor(self._scale(matrix_GOI))
+            matrix_GOI = matrix_GOI / self._divisor(self._scale(matrix_GOI, top))
         return inverse_root_taylor(matrix_GOI, self.settings.taylor_order)
 
-    def _scale(self, matrix_GOI: Tensor) -> Tensor:
+    def _scale(self, matrix_GOI: Tensor, top: Vectors | None) -> Tensor:
         """The pre-scale of each group, (G, 1, 1)."""
-        if self.vectors is not None and self.settings.prescale == "spectral":
-            return self.vectors(matrix_GOI)
+        if top is not None:
+            return singular_value(matrix_GOI, top)
         if self.settings.prescale == "frobenius":
             return torch.linalg.vector_norm(matrix_GOI, dim=(1, 2), keepdim=True)
         square_G11 = gram(matrix_GOI).abs().sum(2, keepdim=True).amax(1, keepdim=True)
         return square_G11.clamp(min=torch.finfo(square_G11.dtype).tiny).sqrt()  # the root's slope at 0 is infinite
 
-    def _sigma(self, result_GOI: Tensor, weight: Tensor) -> Tensor:
+    def _sigma(self, result_GOI: Tensor, shared: Vectors | None, weight: Tensor) -> Tensor:
         """Of each group (G, 1, 1), or the bound of the layer's norm ()."""
         if self.operator is not None:
             bound = self.operator.bound(result_GOI.view(weight.shape))
             return bound * rounding_margin(weight, self.groups)
-        assert self.vectors is not None
-        return self.vectors(result_GOI)
+        return singular_value(result_GOI, self._top(result_GOI) if shared is None else shared)
 
     def _divisor(self, scale: Tensor) -> Tensor:
         """1 in place of zeros, whose gradients stay small then."""

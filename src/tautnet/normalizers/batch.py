@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,8 +22,8 @@ def batch_norm_flat(num_channels: int, eps: float, momentum: float, affine: bool
     """
     if num_channels < 1:
         raise ValueError(f"num_channels={num_channels}: at least 1")
-    if not eps > 0:
-        raise ValueError(f"eps={eps}: above 0")
+    if not 0 < eps < inf:
+        raise ValueError(f"eps={eps}: above 0, finite")
     if not 0 < momentum <= 1:
         raise ValueError(f"momentum={momentum}: above 0, at most 1")
     return nn.BatchNorm1d(num_channels, eps=eps, momentum=momentum, affine=affine)
@@ -78,6 +80,8 @@ def statistics_in_force(
         raise ValueError(f"batch_size={len(mean_NC)}: in training at least 2 values a channel, positions counted")
     count, mean_C, var_C = pooled(mean_NC, var_NC, positions, group)
     if official_variance:
+        if not float(count) > 1 + batch_norm.eps:
+            raise ValueError(f"unbiased_train_var=True: more than 1 + eps values a channel in a batch, not {count}")
         var_C = var_C * (count / (count - 1 - batch_norm.eps))
         return mean_C, var_C, mean_C, var_C
     return mean_C, var_C, mean_C, var_C * (count / (count - 1))

@@ -18,7 +18,9 @@ class Orthogonal:
 
     ``torch.nn.utils.parametrizations.orthogonal`` for matrices; kernels are C_out x (C_in k_h k_w) matrices here, one
     for each group, while torch alone would orthogonalise every k_h x k_w window. The layer starts with the orthonormal
-    factor of its own weight. There is no state beside the weight, and none that training moves.
+    factor of its own weight. There is no state beside the weight, and none that training moves. Of the diagonal of
+    ``householder``'s coordinates the signs alone count here: torch cuts its entries to integers, so that weight decay
+    takes 1 to 0 and the layer with it.
 
     Lipschitz: 1 of a dense layer up to rounding; of a convolution, whose matrix is no map of images, up to
     sqrt(k_h k_w): see ``Bjorck`` for a bound of 1.
@@ -79,7 +81,7 @@ class OrthogonalWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Coordinates (O, I) or (O, I / groups, *k) to a weight of the same shape."""
         with without_autocast(weight):
-            matrix_GOI: Tensor = self.map(self._matrix(weight))
+            matrix_GOI: Tensor = self.map(_with_signs(self._matrix(weight)))
         return matrix_GOI.reshape(weight.shape)
 
     @torch.no_grad()
@@ -92,3 +94,9 @@ class OrthogonalWeight(nn.Module):
 
     def _matrix(self, weight: Tensor) -> Tensor:
         return weight.reshape(self.groups, len(weight) // self.groups, -1)
+
+
+def _with_signs(matrix_GOI: Tensor) -> Tensor:
+    """The diagonal replaced by its signs, 1 or -1; the other maps do not read it."""
+    diagonal_GM = matrix_GOI.diagonal(dim1=-2, dim2=-1)
+    return matrix_GOI.diagonal_scatter(torch.where(diagonal_GM < 0, -1.0, 1.0).to(matrix_GOI), dim1=-2, dim2=-1)

@@ -10,7 +10,7 @@ _NUM_AT_START = 15
 
 
 class TopSingularVectors(nn.Module):
-    r"""Estimates u, v of the top singular vectors of the matrices of a batch, and sigma = |u^T A v| <= sigma_max(A).
+    r"""Estimates u, v of the top singular vectors of the matrices of a batch.
 
     An iteration is u <- A v / ||A v||, v <- A^T u / ||A^T u||; a vector that A takes to 0 stays. The vectors start from
     a generator of their own, so the global random state is left alone and processes with equal weights agree, and
@@ -20,7 +20,8 @@ class TopSingularVectors(nn.Module):
     In training they advance once for each change of the matrices, however often these are read, so that a forward pass
     that is recomputed for the gradient finds the vectors as they were. Whether a matrix has changed is seen from its
     product with a fixed random vector, one more reading of it: tensors' version counters, which would cost nothing,
-    miss the steps of fused optimizers and writes through ``.data``. Nothing waits for the device.
+    miss the steps of fused optimizers and writes through ``.data``. Nothing waits for the device. Elsewhere, where
+    weights may have been loaded, averaged or set, the buffers rest, and each reading makes 15 iterations of its own.
 
     Source: Miyato, Kataoka, Koyama, Yoshida (2018), one iteration a training step with vectors kept.
 
@@ -43,32 +44,42 @@ class TopSingularVectors(nn.Module):
         self.register_buffer("seen_GO", _times(matrix_GOI, self.probe_GI))
         self.advance_(matrix_GOI, _NUM_AT_START)
 
-    @torch.no_grad()
-    def follow_(self, matrix_GOI: Tensor, num_iterations: int) -> None:
-        """Make iterations where the matrices (G, O, I) have changed; in training with gradients alone, else nothing."""
+    def forward(self, matrix_GOI: Tensor, num_iterations: int) -> tuple[Tensor, Tensor]:
+        """Vectors u (G, O) and v (G, I) for matrices (G, O, I), of length 1, in their type and without gradient.
+
+        In training with gradients the buffers advance by ``num_iterations`` where the matrices have changed.
+        """
         transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-        if self.training and not transformed:  # in a transform of torch.func buffers cannot be written
-            seen_GO = _times(matrix_GOI, self.probe_GI.to(matrix_GOI)).to(self.seen_GO)
-            self.advance_(matrix_GOI, num_iterations, (seen_GO != self.seen_GO).any(1, keepdim=True))
-            self.seen_GO.copy_(seen_GO)
+        follows = self.training and torch.is_grad_enabled() and not transformed  # transforms cannot write buffers
+        with torch.no_grad():
+            if follows:
+                seen_GO = _times(matrix_GOI, self.probe_GI.to(matrix_GOI)).to(self.seen_GO)
+                self.advance_(matrix_GOI, num_iterations, (seen_GO != self.seen_GO).any(1, keepdim=True))
+                self.seen_GO.copy_(seen_GO)
+            # normalize makes new tensors: what a graph keeps, a later iteration does not overwrite
+            u_GO, v_GI = (F.normalize(buffer.to(matrix_GOI), dim=1) for buffer in (self.u_GO, self.v_GI))
+            return (u_GO, v_GI) if follows else _iterated(matrix_GOI, u_GO, v_GI, _NUM_AT_START)
 
     @torch.no_grad()
     def advance_(self, matrix_GOI: Tensor, num_iterations: int, where_G1: Tensor | None = None) -> None:
         """Make iterations with the matrices (G, O, I), or some of them."""
-        u_GO, v_GI = self.u_GO.to(matrix_GOI), self.v_GI.to(matrix_GOI)
-        for _ in range(num_iterations):
-            u_GO = _unit(_times(matrix_GOI, v_GI), u_GO)
-            v_GI = _unit(_times(matrix_GOI.mT, u_GO), v_GI)
+        u_GO, v_GI = _iterated(matrix_GOI, self.u_GO.to(matrix_GOI), self.v_GI.to(matrix_GOI), num_iterations)
         for buffer, value in ((self.u_GO, u_GO), (self.v_GI, v_GI)):
             value = value.to(buffer)
             buffer.copy_(value if where_G1 is None else torch.where(where_G1, value, buffer))
 
-    def forward(self, matrix_GOI: Tensor) -> Tensor:
-        """sigma, (G, 1, 1), at least 0; its gradient takes u and v for constants."""
-        # normalize makes new tensors: what the graph keeps, a later iteration does not overwrite
-        u_G1O = F.normalize(self.u_GO.to(matrix_GOI), dim=1).unsqueeze(1)
-        v_GI1 = F.normalize(self.v_GI.to(matrix_GOI), dim=1).unsqueeze(2)
-        return torch.bmm(u_G1O, torch.bmm(matrix_GOI, v_GI1)).abs()  # matmul's views cost more than small products
+
+def singular_value(matrix_GOI: Tensor, vectors: tuple[Tensor, Tensor]) -> Tensor:
+    """|u^T A v|, (G, 1, 1), at most the largest singular value; its gradient takes u (G, O), v (G, I) for constants."""
+    u_GO, v_GI = vectors  # matmul's views cost more than small products
+    return torch.bmm(u_GO.unsqueeze(1), torch.bmm(matrix_GOI, v_GI.unsqueeze(2))).abs()
+
+
+def _iterated(matrix_GOI: Tensor, u_GO: Tensor, v_GI: Tensor, num_iterations: int) -> tuple[Tensor, Tensor]:
+    for _ in range(num_iterations):
+        u_GO = _unit(_times(matrix_GOI, v_GI), u_GO)
+        v_GI = _unit(_times(matrix_GOI.mT, u_GO), v_GI)
+    return u_GO, v_GI
 
 
 def _times(matrix_GOI: Tensor, vector_GI: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf, sqrt
+from math import inf, prod, sqrt
 from typing import ClassVar
 
 import torch
@@ -59,7 +59,7 @@ class RmsNorm(AbstractLayer):
         # float32 at least, also under autocast: a float16 sum of squares over an image overflows
         wide = torch.promote_types(x.dtype, torch.float32)
         length_N = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=wide)
-        r_N = (length_N.square() / x[0].numel() + self.eps).rsqrt()
+        r_N = (length_N.square() / prod(x.shape[1:]) + self.eps).rsqrt()
         return torch.addcmul(bias, x, weight * r_N.view(-1, *[1] * (x.dim() - 1))).to(x.dtype)
 
     def lipschitz_constant(self, p: float) -> Tensor:

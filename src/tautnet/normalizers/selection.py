@@ -14,26 +14,31 @@ from tautnet.normalizers.weight import LAYERS
 LAST = "last"
 
 
-def matching(paths: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+def matching(paths: Sequence[str], include: Sequence[str | int], exclude: Sequence[str | int]) -> list[str]:
     """The paths that a pattern of ``include`` matches and none of ``exclude``, in their order.
 
     Args:
         paths: of modules, as ``named_modules`` gives them.
-        include: shell patterns (``*``, ``?``, ``[...]``) of whole paths; the word ``last`` is the last of ``paths``.
+        include: shell patterns (``*``, ``?``, ``[...]``) of whole paths; the word ``last`` is the last of ``paths``;
+            integers are paths too, as in a ``Sequential``.
         exclude: likewise.
 
     Raises:
-        ValueError: a pattern that matches no path, or nothing is left.
+        ValueError: no pattern, one that matches no path, or nothing is left.
     """
+    if not include:
+        raise ValueError("include=[]: at least one pattern")
     chosen = _matched("include", include, paths) - _matched("exclude", exclude, paths)
     if not chosen:
         raise ValueError(f"exclude={list(exclude)}: leaves none of the layers {', '.join(paths) or '(there are none)'}")
     return [path for path in paths if path in chosen]
 
 
-def _matched(argument: str, patterns: Sequence[str], paths: Sequence[str]) -> set[str]:
+def _matched(argument: str, patterns: Sequence[str | int], paths: Sequence[str]) -> set[str]:
+    if isinstance(patterns, str):
+        raise ValueError(f"{argument}={patterns}: a list of patterns")
     found: set[str] = set()
-    for pattern in patterns:
+    for pattern in map(str, patterns):
         hits = {path for path in paths if fnmatchcase(path, pattern)} | set(paths[-1:] if pattern == LAST else ())
         if not hits:
             raise ValueError(
@@ -43,8 +48,12 @@ def _matched(argument: str, patterns: Sequence[str], paths: Sequence[str]) -> se
     return found
 
 
-def select_layers(net: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
+def select_layers(
+    net: nn.Module, include: Sequence[str | int] = ("*",), exclude: Sequence[str | int] = ()
+) -> dict[str, nn.Module]:
     """The dense and convolutional layers of a network by path, parametrised ones too, chosen as by ``matching``.
+
+    By exact type: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d``.
 
     Raises:
         ValueError: a pattern that matches no layer, or no layer is left.
@@ -58,7 +67,7 @@ def select_layers(net: nn.Module, include: Sequence[str] = ("*",), exclude: Sequ
 
 
 def normalize_weights_(
-    net: nn.Module, weight_norm: WeightNorm, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+    net: nn.Module, weight_norm: WeightNorm, include: Sequence[str | int] = ("*",), exclude: Sequence[str | int] = ()
 ) -> None:
     """Parametrise the weights of a network's dense and convolutional layers, in place.
 

@@ -59,7 +59,7 @@ class Unitize(AbstractLayer, Projected, Synchronised):
             ``l2`` multiply the unitized part by about sqrt(P) and 1 / sqrt(P); with ``pixel`` P = 1, no size matters.
         norm_divisor: divides kappa, above 0; the official code's ``scale_coe``, 1.
         alpha_init: where alpha starts, official 0; without ``learn_alpha`` it stays there, a buffer.
-        learn_alpha: see there.
+        learn_alpha: whether alpha is trained.
         alpha_shape: an alpha each ``channel``, official, or one for the ``layer``.
         alpha_constraint: ``project`` clamps alpha to [0, 1] after every optimizer step; ``sigmoid`` learns
             ``raw_alpha``, alpha = sigmoid(raw_alpha); official ``none``.
