@@ -1,10 +1,13 @@
 """Looking at layers without effect, their history, and the arguments of IcsMeter."""
 
+import contextlib
 import copy
+import types
 from math import inf, nan
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -12,6 +15,8 @@ from tautnet.activations import LinearSpline
 from tautnet.callbacks import IcsMeter, layer_history
 from tautnet.callbacks.layer_history import LayerHistory
 from tautnet.callbacks.layer_outputs import channel_vectors, layer_outputs, watched_paths
+from tautnet.functional.earth_mover import earth_mover_exact, sliced
+from tautnet.models.base import AbstractModel
 from tautnet.normalizers import BatchNorm, Unitize
 
 
@@ -42,6 +47,10 @@ def test_without_normalizers_all_maps_but_the_last_are():
 def test_a_net_with_nothing_to_watch_is_refused():
     with pytest.raises(ValueError, match=r"^include=None: the network has neither"):
         watched_paths(nn.Sequential(nn.Flatten(), nn.ReLU()))
+
+
+def test_a_path_that_begins_like_another_is_not_inside_it():
+    assert watched_paths(nn.Sequential(*[nn.BatchNorm1d(2) for _ in range(12)])) == [str(i) for i in range(12)]
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------
@@ -173,6 +182,12 @@ def test_vectors_of_half_precision_are_widened(positions):
     assert channel_vectors(torch.zeros(2, 3, dtype=torch.bfloat16), positions).shape == (2, 3)
 
 
+def test_of_a_layer_that_runs_twice_the_last_output_counts():
+    shared, x = nn.Linear(3, 3), torch.randn(4, 3)
+    net = nn.Sequential(shared, nn.ReLU(), shared)
+    assert torch.equal(layer_outputs(net, ["0"], x, "sample")["0"], net(x).detach())
+
+
 # --- history ----------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +210,90 @@ def test_figures_show_what_they_can(values, tmp_path):
     image = figure.axes[0].images[0].get_array()
     assert np.ma.getmaskarray(image).ravel().tolist() == [not 0 < value < inf for value in values]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["first", "second"]
+
+
+def test_the_first_layer_stands_above():
+    history = LayerHistory(["first", "second"])
+    history.add(3, torch.tensor([1.0, 2.0]))
+    history.add(7, torch.tensor([1.0, 2.0]))
+    axes = history.figure("title").axes[0]
+    image = axes.images[0]
+    assert image.get_array().tolist() == [[1.0, 1.0], [2.0, 2.0]]
+    assert image.origin == "upper"
+    assert list(image.get_extent()) == [2.5, 7.5, 1.5, -0.5]  # the rows lie where their labels are
+    assert axes.get_yticks().tolist() == [0, 1]
+
+
+# --- hooks ------------------------------------------------------------------------------------------------------------
+
+
+class Bare(AbstractModel):
+    """A model that is a network alone."""
+
+    task = "regression"
+
+    def __init__(self, net):
+        pl.LightningModule.__init__(self)
+        self.net = net
+
+    def task_loss(self, batch, stage):
+        raise NotImplementedError
+
+
+def measured(meter, net, x, change):
+    """The means that a fit of one update leaves behind, which ``change`` makes."""
+    trainer, model = TrainerStub(), Bare(net)
+    meter.setup(trainer, model, "fit")
+    batch = (x.clone(), None)
+    meter.on_train_batch_start(trainer, model, batch, 0)
+    batch[0].zero_()  # a training step may work in place
+    meter.on_before_optimizer_step(trainer, model, None)
+    change(net)
+    trainer.global_step = 1
+    meter.on_train_batch_end(trainer, model, None, batch, 0)
+    meter.on_fit_end(trainer, model)
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+class TrainerStub(types.SimpleNamespace):
+    """What the meter reads of a trainer."""
+
+    def __init__(self):
+        plugin = types.SimpleNamespace(train_step_context=contextlib.nullcontext)
+        super().__init__(global_step=0, is_global_zero=True, loggers=[], callback_metrics={}, precision_plugin=plugin)
+
+
+@torch.no_grad()
+def double_(net):
+    for parameter in net.parameters():
+        parameter.mul_(2)
+
+
+def expected(net, x, positions, num_projections):
+    first = layer_outputs(net, ["0"], x, positions)["0"]
+    net = copy.deepcopy(net)
+    double_(net)
+    second = layer_outputs(net, ["0"], x, positions)["0"]
+    return earth_mover_exact(first, second), sliced(first, second, num_projections, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("positions", ["sample", "mean"])
+@pytest.mark.parametrize("num_projections", [1, 64])
+def test_the_meter_measures_as_it_is_told(positions, num_projections):
+    net, x = nn.Sequential(nn.Conv1d(2, 3, 2)), torch.randn(6, 2, 9)
+    w1, projected = expected(net, x[:4], positions, num_projections)
+    meter = IcsMeter(num_samples=4, positions=positions, num_projections=num_projections)
+    found = measured(meter, net, x, double_)
+    assert found["ics/0"] == pytest.approx(w1, rel=1e-9)
+    assert found["ics/sliced/0"] == pytest.approx(projected, rel=1e-9)
+
+
+def test_another_fit_begins_anew():
+    meter, x = IcsMeter(), torch.randn(2, 6, 2, 9)
+    measured(meter, nn.Sequential(nn.Conv1d(2, 3, 2)), x[0], double_)
+    net = nn.Sequential(nn.Conv1d(2, 3, 2))
+    w1, _ = expected(net, x[1], "sample", 64)
+    assert measured(meter, net, x[1], double_)["ics/0"] == pytest.approx(w1, rel=1e-9)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

@@ -248,6 +248,13 @@ def test_of_everything_the_local_constant_is_the_global_one(centred, p):
     assert found.item() == pytest.approx(normalizer_constant(6, centred, 1e-3, None, p), rel=1e-9)
 
 
+def test_centring_does_not_widen_a_box_twice():
+    """Around +-1 the point of least variance is that of the values +-0.7, the box of centred values reaches 0.4."""
+    middle = torch.tensor([1.0, -1.0]).repeat(50)
+    slope = largest_slope(middle - 0.3, middle + 0.3, 1e-5, centred=True, p=2)
+    assert slope.item() == pytest.approx((0.49 + 1e-5) ** -0.5, rel=1e-9)
+
+
 @pytest.mark.parametrize("p", P)
 def test_slope_bound_is_the_largest_over_its_range(p):
     r = torch.linspace(0.3, 8.0, 20_001)

@@ -2,10 +2,9 @@
 
 import math
 import re
-
-import numpy as np
 from math import inf
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist

@@ -2,13 +2,17 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tautnet.callbacks.weight_spectrum import singular_values
+from tautnet.callbacks.weight_spectrum import WeightSpectrum, singular_values
+from tautnet.models.base import AbstractModel
 from tautnet.normalizers import Spectral
 
 
@@ -36,6 +40,52 @@ def test_weights_gone_astray_do_not_stop_the_training():
     layer = nn.Linear(2, 2)
     nn.init.constant_(layer.weight, math.nan)
     assert singular_values(layer).isnan().all()
+
+
+class Bare(AbstractModel):
+    """A model that is a network alone; it keeps what is logged."""
+
+    task = "regression"
+
+    def __init__(self, net):
+        pl.LightningModule.__init__(self)
+        self.net, self.logged = net, {}
+
+    def task_loss(self, batch, stage):
+        raise NotImplementedError
+
+    def log(self, name, value):
+        self.logged[name] = value
+
+
+def of_diagonal(*values):
+    layer = nn.Linear(len(values), len(values))
+    layer.weight = nn.Parameter(torch.diag(torch.tensor(values)))
+    return layer
+
+
+def test_largest_over_median_is_logged_and_the_figure_is_relative_to_the_largest():
+    model, watch = Bare(nn.Sequential(of_diagonal(1.0, 8.0, 2.0), of_diagonal(3.0, 3.0))), WeightSpectrum()
+    watch.setup(None, model, "test")
+    watch.on_test_epoch_end(None, model)
+    assert model.logged == {"spectrum/0": 4.0, "spectrum/1": 1.0}
+    lines = watch._figure().axes[0].lines
+    assert [line.get_label() for line in lines] == ["0", "1"]
+    assert lines[0].get_xdata().tolist() == [0, 0.5, 1]
+    assert [line.get_ydata().tolist() for line in lines] == [[1, 0.25, 0.125], [1, 1]]
+
+
+@pytest.mark.parametrize(("every", "drawn"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3, "end"]), (5, [4]), (10, ["end"])])
+def test_every_nth_epoch_is_drawn_and_the_end_once(every, drawn, monkeypatch):
+    watch, model, seen = WeightSpectrum(figure_every_n_epochs=every), Bare(of_diagonal(1.0)), []
+    monkeypatch.setattr(watch, "_draw", lambda trainer: seen.append(trainer.name))
+    trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING), is_global_zero=True)
+    for trainer.current_epoch in range(5):
+        trainer.name = trainer.current_epoch
+        watch.on_validation_epoch_end(trainer, model)
+    trainer.current_epoch, trainer.name = 5, "end"  # by then all of them are counted
+    watch.on_fit_end(trainer, model)
+    assert seen == drawn
 
 
 def test_a_run_logs_every_chosen_layer_and_draws(command, tmp_path):
