@@ -102,7 +102,12 @@ def main() -> None:
     if "aon" in arguments.only:
         weights(arguments.seeds, [], "digits")
         if arguments.fashion:
-            fashion = ["data=fashion_mnist", f"data.root={arguments.fashion}", "trainer.max_epochs=3", "data.batch_size=256"]
+            fashion = [
+                "data=fashion_mnist",
+                f"data.root={arguments.fashion}",
+                "trainer.max_epochs=3",
+                "data.batch_size=256",
+            ]
             weights(arguments.seeds, fashion, "Fashion-MNIST, 3 epochs")
 
 

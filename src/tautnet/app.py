@@ -80,7 +80,10 @@ def _try_parts(settings: Mapping[str, Any]) -> None:
         raise ConfigError("compile=true: training alone is compiled, and run=[test] does not train")
     for name, stage, why in (
         ("sparsify", "fit", "follows training"),
+        ("recalibrate", "fit", "follows training"),
         ("ics", "fit", "belongs to training"),
+        ("alternate", "fit", "belongs to training"),
+        ("release", "fit", "belongs to training"),
         ("certify", "test", "belongs to the test"),
     ):
         if name in settings["callbacks"] and stage not in settings["run"]:

@@ -25,7 +25,7 @@ IMAGE = (3, 32, 32)
 # model: the number of outputs that it needs, and the shape of one output; any other: 4 classes
 OUTPUTS = {"dncnn": (3, IMAGE), "one_hidden": (2, (1,)), "two_hidden": (2, (1,))}
 # Activations without a global constant: a bound is inf on their account alone.
-UNBOUNDED = {"slaf": "Slaf"}
+UNBOUNDED = {"slaf": "Slaf", "slaf_2": "Slaf", "slaf_7": "Slaf"}
 # The same backbone with less of the same, to be crossed with every activation and every normalizer.
 SMALLER = {
     "cifar_resnet": {"depth": 8},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tautnet.activations import ELU, GELU, Absolute, LeakyReLU, LinearSpline, PReLU, ReLU
+from tautnet.activations import ELU, GELU, Absolute, LeakyReLU, LinearSpline, PReLU, ReLU, Tanh
 
 CHANNELS = 3
 KINKS = (0.0, -(2.0**0.5), 2.0**0.5, GELU.minimum_at)
@@ -32,6 +32,7 @@ ACTIVATIONS = {
     **{f"leaky_relu({s})": lambda s=s: LeakyReLU(CHANNELS, s) for s in (0.01, 0.0, -0.5, -2.0, 1.0, 3.0)},
     **{f"elu({a})": lambda a=a: ELU(CHANNELS, a) for a in (0.0, 0.5, 1.0, 2.5)},
     "gelu": lambda: GELU(CHANNELS),
+    "tanh": lambda: Tanh(CHANNELS),
     "absolute": lambda: Absolute(CHANNELS),
     "prelu": lambda: prelu(0.25, -3.0, 4.0),
     "prelu_start": lambda: PReLU(CHANNELS, init=-0.3),

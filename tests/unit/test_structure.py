@@ -50,6 +50,7 @@ ALLOWED = {
         "activations",
         "models",
         "logkeys",
+        "slnn",
     },
     "data": {"factories"},
     "command_line": {"config", "resume"},

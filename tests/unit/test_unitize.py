@@ -591,5 +591,5 @@ def test_the_official_factor_needs_enough_values(eps, size):
 
 
 def test_an_infinite_eps_is_refused():
-    with pytest.raises(ValueError, match="^eps=inf: above 0, finite"):
+    with pytest.raises(ValueError, match=r"^eps=inf: above 0, finite"):
         Unitize(2, eps=inf)

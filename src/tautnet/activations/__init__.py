@@ -1,7 +1,7 @@
 """Activations, learned and fixed, behind one contract (see ``base``)."""
 
 from tautnet.activations.base import AbstractActivation
-from tautnet.activations.fixed import ELU, GELU, Absolute, LeakyReLU, ReLU
+from tautnet.activations.fixed import ELU, GELU, Absolute, LeakyReLU, ReLU, Tanh
 from tautnet.activations.linear_spline import LinearSpline
 from tautnet.activations.maxmin import MaxMin
 from tautnet.activations.prelu import PReLU
@@ -20,4 +20,5 @@ __all__ = [
     "ReLU",
     "ReluSum",
     "Slaf",
+    "Tanh",
 ]

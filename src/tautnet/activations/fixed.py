@@ -200,3 +200,36 @@ class GELU(AbstractActivation):
     def local_slope_range(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """Exact: the derivative turns at -sqrt(2) and sqrt(2)."""
         return range_on_box(self._derivative, lo, hi, turning_points=[-sqrt(2.0), sqrt(2.0)])
+
+
+class Tanh(AbstractActivation):
+    """tanh(x). Lipschitz: 1, exact, the slope at 0.
+
+    Args:
+        num_channels: size of dimension 1 of the input.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, *) to the same shape."""
+        return x.tanh()
+
+    @staticmethod
+    def _derivative(x: Tensor) -> Tensor:
+        return x.cosh().square().reciprocal()
+
+    def slope_range(self) -> tuple[Tensor, Tensor]:
+        """0 (approached) and 1."""
+        lo_C, hi_C = _constants(0.0, 1.0, num_channels=self.num_channels)
+        return lo_C, hi_C
+
+    def tv2(self) -> Tensor:
+        """The slope rises from 0 to 1 and falls back."""
+        return _constants(2.0, num_channels=self.num_channels)[0]
+
+    def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact image of the box: the function rises."""
+        return lo.tanh(), hi.tanh()
+
+    def local_slope_range(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact: the derivative 1 / cosh(x)^2 turns at 0."""
+        return range_on_box(self._derivative, lo, hi, turning_points=[0.0])

@@ -20,6 +20,7 @@ from tautnet.activations.grid_range import calibrate_grids_
 from tautnet.backbones.layers import LayerFactory
 from tautnet.config import ConfigError, build, key_of
 from tautnet.factories import Projected, Task
+from tautnet.models.activation_at import place_activations_
 from tautnet.normalizers import no_weight_norm, synchronise_
 from tautnet.normalizers.selection import normalize_weights_
 from tautnet.optim.joint import JointOptimizer, current_rates
@@ -61,7 +62,8 @@ class AbstractModel(pl.LightningModule, ABC):
             try:
                 regularizer.attach(self.net, self.input_shape)
             except ValueError as error:
-                raise ConfigError(f"regularizer.{name}: {error}") from error
+                named = key_of(error, config["regularizer"], name) or f"{name}: "
+                raise ConfigError(f"regularizer.{named}{error}") from error
         role_settings(config["optimizer"])  # report bad settings now, not when training starts
         try:
             parameters_by_role(self)
@@ -212,12 +214,15 @@ def build_net(config: dict[str, Any]) -> nn.Module:
     net: nn.Module = build(
         config["model"]["net"], "model.net", layers=layers, input_shape=input_shape, num_outputs=config["num_outputs"]
     )
+    place_activations_(net, config)
     _normalize_weights_(net, config["norm"])
     try:  # a layer that does not fit its input is a matter of the settings too
         with torch.no_grad():
             net.eval()(torch.zeros(1, *input_shape))
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"{key_of(error, config, 'activation') or 'model.net: '}{error}") from error
+        output_norm = key_of(error, config["norm"], "output")
+        key = key_of(error, config, "activation") or (f"norm.{output_norm}" if output_norm else "model.net: ")
+        raise ConfigError(f"{key}{error}") from error
     return net.train()
 
 
@@ -233,7 +238,7 @@ def _normalize_weights_(net: nn.Module, config: dict[str, Any]) -> None:
             raise ConfigError(f"norm.include={include} norm.exclude={exclude}: without effect, norm/weight is none")
         return
     try:
-        normalize_weights_(net, weight_norm, [*map(str, include)], [*map(str, exclude)])  # [2, 5] are numbers
+        normalize_weights_(net, weight_norm, include, exclude)
     except ValueError as error:
         named = str(error).startswith(("include=", "exclude="))
         raise ConfigError(f"norm.{'' if named else 'weight: '}{error}") from error

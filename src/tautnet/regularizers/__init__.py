@@ -1,6 +1,7 @@
 """Penalties added to the training loss."""
 
 from tautnet.regularizers.base import AbstractRegularizer
+from tautnet.regularizers.coefficients import CoefficientPenalty
 from tautnet.regularizers.lipschitz_excess import LipschitzExcess
 from tautnet.regularizers.orthonormality import OrthonormalityPenalty
 from tautnet.regularizers.tv2 import SecondOrderVariation
@@ -8,6 +9,7 @@ from tautnet.regularizers.variance import VarianceConstancy
 
 __all__ = [
     "AbstractRegularizer",
+    "CoefficientPenalty",
     "LipschitzExcess",
     "OrthonormalityPenalty",
     "SecondOrderVariation",
