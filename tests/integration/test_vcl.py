@@ -98,7 +98,7 @@ def test_the_penalty_alone_and_both_named(command, tmp_path):
 def test_what_the_penalty_refuses_is_one_line(command, capsys, tmp_path):
     for setting, message in (
         ("regularizer.variance.sample_size=1", "regularizer.variance.sample_size=1: at least 2"),
-        ("regularizer.variance.include=[9]", "regularizer.variance: include=9: matches none of the layers 3, 6"),
+        ("regularizer.variance.include=[9]", "regularizer.variance.include=9: matches none of the layers 3, 6"),
         ("~regularizer.variance", "callbacks.variance: needs one regularizer.variance"),
     ):
         assert command(*QUIET, *SMALL, "callbacks=variance", setting, f"hydra.run.dir={tmp_path / 'bad'}") == 2

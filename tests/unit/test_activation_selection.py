@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from tautnet.activations import LinearSpline, MaxMin, ReLU, Slaf
 from tautnet.activations.base import AbstractActivation
 from tautnet.config import ConfigError
+from tautnet.models.activation_at import place_activations_
 from tautnet.models.base import build_net
 
 
@@ -103,3 +105,11 @@ def test_a_checkpoint_brings_its_hybrid_along(command, tmp_path, capsys):
     assert tested[0] == pytest.approx(tested[1], rel=1e-6)
     assert command("run=[test]", ckpt, "model.activation_at.include=['*']", f"hydra.run.dir={tmp_path / 'x'}") == 2
     assert "was trained with" in capsys.readouterr().err
+
+
+def test_an_activation_at_two_places_may_be_replaced_at_one():
+    shared = Slaf(2, 2)
+    net = nn.Sequential(shared, nn.Linear(2, 2), shared)
+    place_activations_(net, {"model": {"activation_at": {"exclude": [2]}}})
+    assert net[0] is shared
+    assert type(net[2]) is ReLU

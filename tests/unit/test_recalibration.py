@@ -2,19 +2,23 @@
 
 import copy
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from hub_files import write_shards
 from torch import nn
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from tautnet.activations import Slaf
 from tautnet.backbones import Residual
-from tautnet.callbacks.recalibration import _training_inputs, recalibrate_, with_statistics
+from tautnet.callbacks.recalibration import Recalibration, _training_inputs, recalibrate_, with_statistics
 from tautnet.data.augment import Augmentation
 from tautnet.data.image_stream import ImageStream
 from tautnet.lipschitz import lipschitz_bound
+from tautnet.models.base import AbstractModel
 from tautnet.normalizers import Aon, BatchNorm, Spectral, Unitize
 
 SMALL = (
@@ -199,3 +203,38 @@ def test_what_has_no_effect_is_refused(command, tmp_path, capsys):
     assert command(*SMALL, *both, where) == 2
     assert "error: callbacks.recalibrate: before sparsify, callbacks=[recalibrate,sparsify]" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+class Stub(AbstractModel):
+    """A model that is nothing but its network."""
+
+    def __init__(self, net):
+        pl.LightningModule.__init__(self)
+        self.net = net
+
+    def task_loss(self, batch, stage):
+        raise NotImplementedError
+
+
+class Shuffled(RandomSampler):
+    """Draws from the global random state and notes its epochs."""
+
+    epoch = None
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+def test_the_pass_at_the_end_is_of_an_epoch_of_its_own_and_leaves_chance_alone():
+    samples, net = TensorDataset(torch.randn(12, 3)), BatchNorm(3)
+    sampler = Shuffled(samples)
+    trainer = SimpleNamespace(
+        train_dataloader=DataLoader(samples, 4, sampler=sampler), current_epoch=3, num_training_batches=2,
+        strategy=SimpleNamespace(root_device=torch.device("cpu"), batch_to_device=lambda batch: batch), training=True,
+        precision_plugin=SimpleNamespace(train_step_context=nullcontext, convert_input=lambda batch: batch),
+    )  # fmt: skip
+    state = torch.get_rng_state()
+    Recalibration().on_fit_end(trainer, Stub(net))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sampler.epoch == 4
+    assert net.batch_norm.num_batches_tracked == 2

@@ -1,6 +1,7 @@
 """Parameters that rest while others are trained: alternating updates and released coefficients."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -9,6 +10,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from tautnet.callbacks.resting import Alternation, Release
 from tautnet.config import build
+from tautnet.factories import ROLES
 from tautnet.models import Classifier
 from tautnet.optim import parameters_by_role
 
@@ -172,3 +174,14 @@ def test_another_schedule_and_two_routines_are_refused(command, tmp_path, capsys
     both = ("callbacks=[alternate,release]", "trainer.max_epochs=4", f"hydra.run.dir={tmp_path / 'x'}")
     assert command(*SHORT, *both) == 2
     assert "error: callbacks=[alternate,release]: one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("step", "rest"), [(0, {"activation"}), (1, {"weight", "bias", "norm"})])
+def test_parameters_of_penalties_move_in_both_phases(step, rest):
+    parameters = {role: torch.nn.Parameter(torch.zeros(2)) for role in ROLES}
+    for parameter in parameters.values():
+        parameter.grad = torch.ones(2)
+    groups = [{"role": role, "params": [parameter]} for role, parameter in parameters.items()]
+    trainer, optimizer = SimpleNamespace(global_step=step, current_epoch=0), SimpleNamespace(param_groups=groups)
+    Alternation(every_n_steps=1).on_before_optimizer_step(trainer, None, optimizer)
+    assert {role for role, parameter in parameters.items() if parameter.grad is None} == rest

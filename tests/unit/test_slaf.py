@@ -2,14 +2,17 @@
 
 import re
 from itertools import product
-from math import inf, nan, pi, sqrt
+from math import factorial, inf, nan, pi, sqrt
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
 from tautnet.activations import Slaf
+from tautnet.activations.slaf_init import FitTo
 from tautnet.functional.bases import elements
+from tautnet.kernels import polynomial as native
 from tautnet.lipschitz import lipschitz_bound
 from tautnet.lipschitz.local import local_lipschitz_bound
 from tautnet.optim.roles import parameters_by_role
@@ -544,3 +547,61 @@ def test_drawing_a_curve_leaves_the_running_statistics_alone():
     plot_activation(slaf, "slaf", -2.0, 2.0)
     assert slaf.training
     assert all(torch.equal(buffer, before[name]) for name, buffer in slaf.named_buffers())
+
+
+def test_a_channel_of_neurons_has_the_slopes_of_its_flattest_and_its_steepest_curve():
+    slaf = Slaf(2, 1, normalize="none", sharing="neuron", spatial_shape=(3,))
+    with_coefficients(slaf, 0.0, [1.0], [-2.0], [3.0], [4.0], [7.0], [5.0])
+    lo, hi = slaf.slope_range()
+    assert (lo.tolist(), hi.tolist()) == ([-2, 4], [3, 7])
+
+
+def test_official_gates_are_standard_normal():
+    logits = torch.cat([Slaf(1, 16, "fourier", gate=True).gate_logits for _ in range(100)])
+    assert logits.mean().item() == pytest.approx(0, abs=0.06)
+    assert logits.std().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("name", get_args(FitTo))
+def test_every_fit_is_the_projection_on_hermite_polynomials(name):
+    z = torch.linspace(-10, 10, 4001)
+    density = torch.exp(-z.square() / 2) / torch.exp(-z.square() / 2).sum()
+    wanted = density * (z.abs() if name == "absolute" else getattr(nn.functional, name)(z))
+    slaf = Slaf(1, 3, "hermite", "none", init="fit", fit_to=name)
+    projections = [(e @ wanted).item() / factorial(j) for j, e in enumerate(elements(z, "hermite", 3), start=1)]
+    assert slaf.coefficients[0].tolist() == pytest.approx(projections, abs=1e-5)
+    assert slaf.bias.item() == pytest.approx(wanted.sum().item(), abs=1e-5)
+
+
+def test_high_degrees_keep_the_digits_of_float32_in_eval_mode(monkeypatch):
+    monkeypatch.setattr(native, "available", lambda degree: False)  # nothing to compile for this degree
+    slaf = with_coefficients(Slaf(1, 14, "chebyshev", normalize="none"), 0.0, [0.0] * 13 + [1.0]).float().eval()
+    x = torch.linspace(-1, 1, 201, dtype=torch.float32).view(-1, 1)
+    torch.testing.assert_close(slaf(x).double(), torch.cos(14 * x.double().arccos()), rtol=0, atol=1e-6)
+
+
+def test_slopes_at_the_kink_of_a_hybrid_hold_from_both_sides():
+    line = with_coefficients(Slaf(1, 1, normalize="none", hybrid="relu"), 0.0, [3.0])
+    low, high = line.local_slope_range(torch.tensor([[0.0], [-1.0]]), torch.tensor([[1.0], [0.0]]))
+    assert (low <= 3).all()
+    assert (high >= 4).all()
+
+
+@pytest.mark.parametrize("basis", ["power", "legendre"])
+def test_two_values_a_curve_are_enough_in_training(basis):
+    slaf, x = Slaf(2, 2, basis), torch.tensor([[1.0, -2.0], [3.0, 0.5]])
+    torch.testing.assert_close(slaf(x), by_formula(slaf, x), rtol=1e-9, atol=1e-9)
+    mean_K, var_K = (each.view(2, 2)[:, 0] for each in (slaf.batch_norm.running_mean, slaf.batch_norm.running_var))
+    torch.testing.assert_close(mean_K, 0.1 * x.mean(0))
+    torch.testing.assert_close(var_K, 0.9 + 0.1 * x.var(0))
+
+
+def test_a_fit_without_constant_is_the_best_that_vanishes_at_0():
+    slaf = Slaf(1, 2, normalize="none", init="fit", bias=False)  # E z^4 = 3, E z^2 relu = 2 / sqrt(2 pi)
+    assert slaf.coefficients[0].tolist() == pytest.approx([0.5, 2 / (3 * sqrt(2 * pi))], abs=1e-6)
+
+
+def test_a_single_wave_is_no_straight_line():
+    slaf = with_coefficients(Slaf(1, 1, "fourier", normalize="none"), 0.0, [1.0, 0.0])
+    assert slaf.tv2().item() == inf
+    assert with_coefficients(slaf, 0.0, [0.0, 0.0]).tv2().item() == 0

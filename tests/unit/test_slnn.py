@@ -2,14 +2,19 @@
 
 import copy
 from itertools import product as grid
+from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from tautnet.activations import LinearSpline, ReLU, Slaf
 from tautnet.backbones.blocks import Concatenation, Residual, Scale
+from tautnet.callbacks.polynomial_writer import PolynomialWriter
 from tautnet.functional.monomials import exponents, num_monomials, product, substituted
+from tautnet.models.base import AbstractModel
 from tautnet.normalizers import BatchNorm, RmsNorm
 from tautnet.slnn import Polynomial, degree_of, polynomial_of
 
@@ -220,3 +225,49 @@ def test_too_many_terms_are_refused_before_the_work():
     assert len(polynomial_of(dense(2, [2], 3), (2,), max_terms=10, tolerance=0.0)[0].terms) == 10
     with pytest.raises(ValueError, match="tolerance=-1: at least 0"):
         polynomial_of(net, (30,), tolerance=-1)
+
+
+def test_a_coefficient_as_large_as_the_tolerance_is_left_out():
+    net = nn.Linear(2, 1)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.5, -0.25]]))
+        net.bias.fill_(0.125)
+    assert polynomial_of(net, (2,), tolerance=0.25)[0].terms == {(1, 0): 0.5}
+
+
+def test_branches_have_the_degree_of_the_steepest():
+    net = nn.Sequential(nn.Linear(2, 2), Concatenation(nn.Identity(), Slaf(2, 3), Slaf(2, 2)))
+    assert degree_of(net, (2,)) == 3
+
+
+def test_what_mixes_samples_is_refused():
+    with pytest.raises(ValueError, match="net=1"):
+        polynomial_of(nn.Sequential(nn.Linear(2, 2), nn.Flatten(0)), (2,))
+
+
+class Stub(AbstractModel):
+    """A model that is nothing but its network."""
+
+    def __init__(self, net, input_shape):
+        pl.LightningModule.__init__(self)
+        self.net, self.input_shape = net, input_shape
+
+    def task_loss(self, batch, stage):
+        raise NotImplementedError
+
+
+def test_the_writer_writes_on_one_process_by_its_settings(tmp_path):
+    net, path = nn.Linear(2, 2), tmp_path / "new" / "polynomial.txt"
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.5, -0.25], [0.0, -3.0]]))
+        net.bias.copy_(torch.tensor([0.125, 1.0]))
+    writer, model = PolynomialWriter(str(path), tolerance=0.2, max_terms=3), Stub(net, (2,))
+    writer.on_fit_end(SimpleNamespace(is_global_zero=False), model)
+    assert not path.exists()
+    writer.on_test_end(SimpleNamespace(is_global_zero=True), model)
+    first = ["y1: 2 terms above 0.2, degree 1", "  0.5 x1", "  -0.25 x2"]
+    assert path.read_text().splitlines() == [*first, "y2: 2 terms above 0.2, degree 1", "  -3 x2", "  1"]
+    with pytest.raises(MisconfigurationException, match=r"callbacks\.polynomial\.max_terms=2: "):
+        PolynomialWriter(str(path), max_terms=2).setup(None, model, "fit")
+    with pytest.raises(ValueError, match="max_terms=2: "):
+        PolynomialWriter(str(path), max_terms=2).on_fit_end(SimpleNamespace(is_global_zero=True), model)

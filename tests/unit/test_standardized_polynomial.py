@@ -325,3 +325,11 @@ def test_what_does_not_fit_a_polynomial_is_refused():
     with pytest.raises(ValueError, match=r"^z_NCS=torch.int64: "):
         polynomial(torch.zeros(4, 3, dtype=torch.long), torch.zeros(3, 2))
     assert polynomial(torch.zeros(0, 3), torch.zeros(3, 2)).shape == (0, 3)
+
+
+def test_statistics_have_no_gradient_where_the_formula_computes():
+    z, coefficients, bias = case((20, 3), 2)
+    y, mean, variance = standardized_polynomial(torch._neg_view(z.requires_grad_()), coefficients, bias)
+    assert y.requires_grad
+    assert not mean.requires_grad
+    assert not variance.requires_grad

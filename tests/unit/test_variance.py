@@ -5,6 +5,7 @@ import math
 import pickle
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -12,12 +13,13 @@ from torch.utils.checkpoint import checkpoint
 from tautnet.activations import ELU, LinearSpline, MaxMin, ReLU
 from tautnet.backbones import LayerFactory, mlp
 from tautnet.backbones.blocks import Residual
-from tautnet.callbacks.discriminant_monitor import discriminant
-from tautnet.callbacks.variance_monitor import Moments
+from tautnet.callbacks.discriminant_monitor import DiscriminantMonitor, discriminant
+from tautnet.callbacks.variance_monitor import Moments, VarianceMonitor
 from tautnet.factories import Observed, Observer
 from tautnet.functional.variance_constancy import subset_variances, variance_constancy
 from tautnet.lipschitz import lipschitz_bound
 from tautnet.losses.nothing import NoLoss
+from tautnet.models.base import AbstractModel
 from tautnet.normalizers import BatchNorm, Unitize, no_output_norm, no_weight_norm
 from tautnet.optim.roles import parameters_by_role
 from tautnet.regularizers import SecondOrderVariation
@@ -627,3 +629,137 @@ def test_no_loss_is_zero_and_moves_nothing():
     loss.backward()
     assert loss == 0
     assert torch.equal(logits.grad, torch.zeros(5, 3))
+
+
+# --- what is easily overlooked ----------------------------------------------------------------------------------------
+
+
+def test_without_the_denominators_gradient_population_has_that_of_the_numerator():
+    variances_KU, beta = (torch.rand(4, 3) + 0.5).requires_grad_(), torch.rand(3)
+    variance_constancy(variances_KU, beta, "population", detach_denominator=True).sum().backward()
+    reference_U = variances_KU.detach().mean(0) + beta
+    expected = -2 * (1 - variances_KU.detach() / reference_U) / reference_U / 4
+    torch.testing.assert_close(variances_KU.grad, expected)
+
+
+def test_a_layer_in_eval_mode_has_no_term():
+    for reduction, share in (("sum", 1.0), ("mean", 0.5)):
+        net, x = dense(), torch.randn(13, 4)
+        penalty = attached(net, weight=1.0, reduction=reduction)
+        net[3].eval()
+        net(x)
+        torch.testing.assert_close(penalty(), share * by_hand(net, x, ("6",)))
+        assert set(penalty.unit_terms) == {"6"}
+        assert penalty.eval()() == 0
+
+
+def test_beta_is_not_of_low_precision():
+    net = dense().to(torch.bfloat16)
+    assert attached(net).beta.dtype == torch.float32
+
+
+def test_shared_betas_from_data_are_in_units_of_the_variance_too():
+    net, x = conv(), torch.randn(30, 2, 4, 4)
+    penalty = attached(net, (2, 4, 4), beta_init=0.25, beta_from_data=True, beta_shape="layer")
+    penalty.calibrate_(net, x)
+    torch.testing.assert_close(penalty.betas()["1"].flatten(), 0.25 * net[0](x).var(0).mean().view(1))
+
+
+def test_paths_with_a_common_beginning_are_different_layers():
+    layers = [part for _ in range(6) for part in (nn.Linear(4, 4), nn.ReLU())]
+    net = nn.Sequential(*layers[1:], nn.Linear(4, 2))
+    assert list(attached(net).betas()) == ["0", "2", "4", "6", "8", "10"]
+    net = nn.Sequential(nn.Linear(4, 4), *layers[1:], nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    assert list(attached(net).betas()) == ["1", "3", "5", "7", "9", "11", "13"]
+
+
+def test_calibration_leaves_chance_alone_where_units_are_dropped():
+    net = nn.Sequential(nn.Linear(4, 5), nn.Dropout(), nn.ReLU(), nn.Linear(5, 2))
+    penalty, x, state = attached(net, beta_from_data=True), torch.randn(20, 4), torch.get_rng_state()
+    penalty.calibrate_(net, x)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_input_that_was_written_into_before_it_entered_is_no_hindrance():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Tanh(), nn.Linear(4, 4))
+    assert list(attached(net, exclude=["1"]).betas()) == ["2"]
+
+
+class Logged(AbstractModel):
+    """A model that is nothing but its network, and what it logs."""
+
+    def __init__(self, net):
+        pl.LightningModule.__init__(self)
+        self.net, self.logged = net, {}
+
+    def task_loss(self, batch, stage):
+        return self.net(batch[0]).sum()
+
+    def log(self, name, value, **options):
+        self.logged[name] = float(value.detach())
+
+
+def test_the_monitor_logs_means_and_largest_terms_of_an_epoch():
+    penalty, monitor, model = attached(dense()), VarianceMonitor(), Logged(nn.Identity())
+    monitor._regularizer = penalty
+    for offset in (10.0, 0.0):  # two epochs; the first leaves nothing
+        monitor.on_train_epoch_start(None, model)
+        for terms in ([1.0, 5.0], None, [2.0, 0.0]):  # a batch too small in the middle
+            penalty.unit_terms = {} if terms is None else {"3": torch.tensor(terms) + offset}
+            monitor.on_train_batch_end(None, model, None, None, 0)
+        monitor.on_train_epoch_end(None, model)
+    assert model.logged["vcl/3"] == pytest.approx(2.0)
+    assert model.logged["vcl/max/3"] == pytest.approx(5.0)
+
+
+def test_the_monitor_takes_the_kurtosis_of_one_evaluation_and_of_the_networks_own_forward():
+    net = dense()
+    monitor, model = VarianceMonitor(), Logged(net.eval())
+    monitor._regularizer = attached(net)
+    for stage, x in (("validation", torch.randn(40, 4) ** 3), ("validation", torch.randn(60, 4)), ("test", None)):
+        x = torch.rand(50, 4) if x is None else x
+        getattr(monitor, f"on_{stage}_epoch_start")(None, model)
+        for part in x.split(25):
+            getattr(monitor, f"on_{stage}_batch_start")(None, model, None, 0)
+            net(part)
+            net[3](torch.full((30, 5), 9.0))  # as losses do with the ends of boxes
+            getattr(monitor, f"on_{stage}_batch_end")(None, model, None, None, 0)
+        net(100 * x)  # between the batches
+        getattr(monitor, f"on_{stage}_epoch_end")(None, model)
+        moments = [Moments(), Moments()]
+        for each, depth in zip(moments, (3, 6), strict=True):
+            each.add(net[:depth](x).detach())
+        first, second = (each.kurtosis() for each in moments)
+        assert model.logged["vcl/kurtosis/3"] == pytest.approx(first.median().item())
+        assert model.logged["vcl/kurtosis/6"] == pytest.approx(second.median().item())
+        assert model.logged["vcl/kurtosis"] == pytest.approx(torch.cat([first, second]).median().item())
+
+
+def test_the_monitor_of_the_discriminant_sees_one_epoch_and_the_covariance_within():
+    monitor, model = DiscriminantMonitor(), Logged(nn.Identity())
+    weight = torch.tensor([[0.3, 1.0]])
+    for gap in (-4.0, 2.0):
+        monitor._weight = weight
+        monitor.on_train_epoch_start(None, model)
+        first = torch.randn(70, 2) @ torch.tensor([[1.0, 0.7], [0.0, 1.5]])
+        second = torch.randn(30, 2) @ torch.tensor([[2.0, 0.0], [0.4, 0.5]]) + torch.tensor([gap, 1.0])
+        x, y = torch.cat([first, second]), torch.cat([torch.zeros(70), torch.ones(30)]).long()
+        for part in torch.randperm(100).split(40):
+            monitor.on_train_batch_end(None, model, None, (x[part], y[part]), 0)
+        monitor.on_train_epoch_end(None, model)
+    within = (70 * first.T.cov(correction=0) + 30 * second.T.cov(correction=0)) / 100
+    alignment, ratio = discriminant(weight[0], second.mean(0) - first.mean(0), within)
+    assert model.logged["discriminant/alignment"] == pytest.approx(alignment.item())
+    assert model.logged["discriminant/ratio"] == pytest.approx(ratio.item())
+
+
+def test_the_model_tells_the_penalty_how_far_training_is(monkeypatch):
+    model = Logged(dense())
+    model.regularizers, model._total_steps = nn.ModuleDict({"variance": attached(model.net)}), 200
+    monkeypatch.setattr(Logged, "global_step", 50)
+    model.training_step((torch.randn(10, 4), torch.zeros(10)), 0)
+    assert model.regularizers["variance"].progress == 0.25
+
+
+def test_no_loss_takes_probabilities():
+    NoLoss().check_targets(torch.rand(5, 3))

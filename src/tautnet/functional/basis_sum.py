@@ -95,7 +95,7 @@ class BasisSum:
         return -most_C, most_C + self.with_relu
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-        """An interval that contains f on [lo, hi] of (N, C, *); ReLU's is added to that of the sum."""
+        """An interval that contains f on [lo, hi] of (N, C, *), up to a last rounding; ReLU's is added to the sum's."""
         low, high = self._box_in_front(lo, hi)
         if is_polynomial(self.basis):
             low, high = range_on_box(low, high, self._power_coefficients())
@@ -121,4 +121,6 @@ class BasisSum:
     def _box_in_front(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         factor, shift = (beside(lo, value_C.to(lo.device)) for value_C in (self.factor_C, self.shift_C))
         low, high = scaled_box(lo.double(), hi.double(), factor)
-        return low + shift, high + shift
+        # half a unit for the product, the shift and the sum: more than they round
+        margin = 2 * torch.finfo(torch.float64).eps * (torch.maximum(low.abs(), high.abs()) + shift.abs()).detach()
+        return low + shift - margin, high + shift + margin
