@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from tautnet.activations import LinearSpline
+from tautnet.activations import LinearSpline, Slaf
 from tautnet.callbacks import IcsMeter, layer_history
 from tautnet.callbacks.layer_history import LayerHistory
 from tautnet.callbacks.layer_outputs import channel_vectors, layer_outputs, watched_paths
@@ -312,3 +312,9 @@ def test_another_fit_begins_anew():
 def test_bad_arguments_are_named(argument, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         IcsMeter(**argument)
+
+
+def test_a_normalizer_inside_an_activation_is_not_an_output_norm():
+    net = nn.Sequential(nn.Linear(3, 4), Slaf(4, degree=2), nn.Linear(4, 4), BatchNorm(4), nn.Linear(4, 2))
+    assert watched_paths(net) == ["3"]
+    assert watched_paths(net[:3]) == ["0"]

@@ -351,3 +351,9 @@ def test_progress_ends_at_1(monkeypatch):
 def test_a_loss_that_does_not_fit_is_one_line(kind, loss, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
         kind(config(loss))
+
+
+def test_no_loss_without_a_penalty_is_refused(settings):
+    config = settings("model=mlp", "activation=relu", "norm=none", "loss=none")
+    with pytest.raises(ConfigError, match=r"^loss=none: needs a penalty"):
+        Classifier({**config, "input_shape": [64], "num_outputs": 10})

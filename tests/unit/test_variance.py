@@ -763,3 +763,12 @@ def test_the_model_tells_the_penalty_how_far_training_is(monkeypatch):
 
 def test_no_loss_takes_probabilities():
     NoLoss().check_targets(torch.rand(5, 3))
+
+
+def test_a_first_batch_too_small_for_the_loss_is_refused():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    penalty = VarianceConstancy(sample_size=5)
+    penalty.attach(net, (3,))
+    penalty.calibrate_(net, torch.randn(10, 3))
+    with pytest.raises(ValueError, match=r"^sample_size=5: at most half of a batch, which has 9 samples"):
+        penalty.calibrate_(net, torch.randn(9, 3))

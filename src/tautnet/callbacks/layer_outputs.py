@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from tautnet import normalizers
+from tautnet.activations import AbstractActivation
 from tautnet.factories import AbstractLayer
 
 Positions = Literal["sample", "mean"]
@@ -28,15 +29,20 @@ _SEED = 0  # of dropout masks and drawn positions: the same in every look
 def watched_paths(net: nn.Module) -> list[str]:
     """Paths of the output normalizers; without any, of all dense and convolutional layers but the last.
 
-    A normalizer inside another is part of it. A single dense or convolutional layer is watched though it is the last.
+    A normalizer inside another or inside an activation is part of it. A single dense or convolutional layer is watched though it is the last.
 
     Raises:
         ValueError: the network has none of either.
     """
+    wholes: list[str] = []  # activations may normalise inside, without running the normalizer's own forward
     paths: list[str] = []
     for path, module in net.named_modules():
-        if isinstance(module, OUTPUT_NORMS) and not any(path.startswith(f"{outer}.") for outer in paths):
-            paths.append(path)
+        if isinstance(module, (*OUTPUT_NORMS, AbstractActivation)) and not any(
+            path.startswith(f"{w}.") for w in wholes
+        ):
+            wholes.append(path)
+            if isinstance(module, OUTPUT_NORMS):
+                paths.append(path)
     if paths:
         return paths
     maps = [path for path, module in net.named_modules() if isinstance(module, (nn.Linear, _ConvNd))]

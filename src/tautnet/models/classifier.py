@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from tautnet import logkeys
 from tautnet.config import ConfigError, build
 from tautnet.factories import Task
-from tautnet.losses import AbstractClassificationLoss, CrossEntropy
+from tautnet.losses import AbstractClassificationLoss, CrossEntropy, NoLoss
 from tautnet.models.base import AbstractModel, stage_metrics
 
 
@@ -33,6 +33,8 @@ class Classifier(AbstractModel):
         self.loss: AbstractClassificationLoss = build(config["model"].get("loss"), "model.loss") or CrossEntropy()
         if not isinstance(self.loss, AbstractClassificationLoss):
             raise ConfigError(f"model.loss={config['model']['loss']}: a loss of tautnet.losses, one of conf/loss/")
+        if isinstance(self.loss, NoLoss) and not config["regularizer"]:
+            raise ConfigError("loss=none: needs a penalty, which alone would train the network; or another loss")
         try:
             self.loss.attach(self.net, self.input_shape)
         except ValueError as error:

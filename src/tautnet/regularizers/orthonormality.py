@@ -32,7 +32,9 @@ class OrthonormalityPenalty(AbstractRegularizer):
         ValueError: ``weight`` below 0; ``attach`` where a pattern matches no layer, or no layer is left.
     """
 
-    def __init__(self, weight: float = 1e-3, include: Sequence[str | int] = ("*",), exclude: Sequence[str | int] = ()) -> None:
+    def __init__(
+        self, weight: float = 1e-3, include: Sequence[str | int] = ("*",), exclude: Sequence[str | int] = ()
+    ) -> None:
         super().__init__(weight)
         self.include, self.exclude = tuple(include), tuple(exclude)
         self._layers: list[nn.Module] = []

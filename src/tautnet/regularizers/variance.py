@@ -154,11 +154,15 @@ class VarianceConstancy(AbstractRegularizer, Projected):
 
     @torch.no_grad()
     def calibrate_(self, net: nn.Module, x: Tensor) -> None:
-        """With ``beta_from_data``: beta becomes ``beta_init`` times the variances in this batch, floored."""
+        """With ``beta_from_data``: beta becomes ``beta_init`` times the variances in this batch, floored.
+
+        Raises:
+            ValueError: a batch too small for the loss; the first one is seldom smaller than the others.
+        """
+        if 2 * self.sample_size > len(x):
+            raise ValueError(f"sample_size={self.sample_size}: at most half of a batch, which has {len(x)} samples")
         if not self.beta_from_data:
             return
-        if len(x) < 2:
-            raise ValueError(f"beta_from_data=True: a batch of at least 2 samples, not {len(x)}")
         found = activation_inputs(net, x)
         for path, beta in self.betas().items():
             variances_U = self._variances(found[path].x, len(x), 1)[0]
