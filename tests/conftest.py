@@ -47,10 +47,12 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., in
     def run(*arguments: str) -> int:
         monkeypatch.setitem(os.environ, "HYDRA_FULL_ERROR", "0")  # train.py sets it
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        level = logging.root.level
         try:
             with pytest.raises(SystemExit) as left:
                 runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-        finally:  # Hydra's log file, which may be gone with its directory when another test logs
+        finally:  # Hydra's level, and its log file, which may be gone with its directory when another test logs
+            logging.root.setLevel(level)
             for handler in [h for h in logging.root.handlers if isinstance(h, logging.FileHandler)]:
                 logging.root.removeHandler(handler)
                 handler.close()

@@ -63,16 +63,11 @@ def power_iterated(net):
 
 CASES = {
     "default": {},
-    "convnet": {"overrides": ("model=convnet", "model.net.widths=[4,4]")},
     "dropout": {"change": insert_dropout},
     "ema": {"callbacks": lambda: [EMAWeightAveraging(decay=0.9)]},
-    "grid_range": {"overrides": ("activation.grid_range=auto",)},
     "accumulation": {"accumulate_grad_batches": 2},
-    "clipping": {"gradient_clip_val": 0.1},
     "power_iteration": {"change": power_iterated},
-    "spectral": {"overrides": ("norm/weight=spectral",)},
     "aon": {"overrides": ("norm/weight=aon",)},
-    "fused": {"overrides": ("+optimizer.fused=true",)},
     "mixed": {"precision": "bf16-mixed"},
 }
 

@@ -10,13 +10,17 @@ from math import prod
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from data_settings import small_files
+
+from tautnet.config import build
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^(python train\.py.*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
 ON_FILES = [c for c in COMMANDS if "<" in c and "ckpt" not in c]
-TRAINING = [c for c in COMMANDS if "ckpt" not in c and "--help" not in c and c not in ON_FILES]
+METHODS = README[README.index("## Normalizers") : README.index("## As a library")]  # each has training tests of its own
+TRAINING = [c for c in COMMANDS if "ckpt" not in c and "--help" not in c and c not in ON_FILES and c not in METHODS]
 # A command on files that names the left is tried with fewer channels.
 SMALLER = {
     "resnet20": ["model.net.width=4"],
@@ -68,6 +72,17 @@ def test_training_commands(line, command, tmp_path):
     fast = [] if "debug=" in line else ["debug=fast"]
     assert command(*shlex.split(line)[2:], *fast, *few, f"hydra.run.dir={tmp_path / 'run'}") == 0
     assert (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line in METHODS])
+def test_commands_of_the_methods_build(line, settings):
+    arguments = [part.split(",")[0] if " -m " in line else part for part in shlex.split(line)[2:] if part != "-m"]
+    config = settings(*arguments)
+    shapes = {"polynomials": (1, (10,)), "spirals": (2, (2,)), "two_gaussians": (2, (2,))}
+    num_outputs, shape = next((s for name, s in shapes.items() if name in line), (10, (1, 8, 8)))
+    target = {"_target_": config["model"]["_target_"]}
+    model = build(target, "model", config={**config, "input_shape": list(shape), "num_outputs": num_outputs})
+    assert model.net.eval()(torch.zeros(2, *shape)).shape[0] == 2
 
 
 @pytest.mark.parametrize("line", ON_FILES)

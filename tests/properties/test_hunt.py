@@ -23,4 +23,4 @@ def test_no_bound_is_violated(chunk):
             bound = getattr(report, name)
             assert bound == math.inf or observed <= math.exp(bound) * (1 + MARGINS[dtype]), f"{name} of {net}"
         finite += report.total < math.inf
-    assert finite >= 0.8 * CHUNK
+    assert finite >= 0.7 * CHUNK  # GroupNorm, Unitize have no constant for p = 1 and inf

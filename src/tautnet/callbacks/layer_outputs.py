@@ -29,7 +29,8 @@ _SEED = 0  # of dropout masks and drawn positions: the same in every look
 def watched_paths(net: nn.Module) -> list[str]:
     """Paths of the output normalizers; without any, of all dense and convolutional layers but the last.
 
-    A normalizer inside another or inside an activation is part of it. A single dense or convolutional layer is watched though it is the last.
+    A normalizer inside another or inside an activation is part of it. A single dense or convolutional layer is watched
+    though it is the last.
 
     Raises:
         ValueError: the network has none of either.

@@ -66,8 +66,8 @@ class AbstractCertifiedLoss(AbstractClassificationLoss):
         for path, module in net.named_modules():
             if isinstance(module, _NormBase):
                 raise ValueError(
-                    f"{path} uses statistics of the batch in training, its boxes those of evaluation; choose norm=none, "
-                    "and with activation=slaf activation.normalize=none"
+                    f"{path} uses statistics of the batch in training, its boxes those of evaluation; choose norm=none"
+                    " and with activation=slaf activation.normalize=none"
                 )
         self.chain = read(net, input_shape)
         sample = next(net.parameters(), torch.zeros(())).new_zeros(1, *input_shape)
