@@ -24,8 +24,9 @@ from tautnet.optim.settings import make_optimizer, role_settings
 IMAGE = (3, 32, 32)
 # model: the number of outputs that it needs, and the shape of one output; any other: 4 classes
 OUTPUTS = {"dncnn": (3, IMAGE), "one_hidden": (2, (1,)), "two_hidden": (2, (1,))}
-# Every activation, without the options that are another one with other numbers.
-ACTIVATIONS = [o for o in options("activation") if o not in ("slaf_2", "slaf_7", "spline_1d", "spline_2d")]
+# Activations without the options that are another one with other numbers, and of the fixed scalar functions two.
+_ALIKE = {"slaf_2", "slaf_7", "spline_1d", "spline_2d", "absolute", "elu", "leaky_relu", "tanh"}
+ACTIVATIONS = [o for o in options("activation") if o not in _ALIKE]
 # Activations without a global constant: a bound is inf on their account alone.
 UNBOUNDED = {"slaf": "Slaf"}
 # The same backbone with less of the same, to be crossed with every activation and every normalizer.

@@ -73,19 +73,17 @@ def fresh_library(code, **environment):
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    "damage", [lambda content: b"", lambda content: content[:20000], lambda content: content[:-1] + b"x"]
-)
-def test_the_library_is_compiled_once_and_again_when_it_is_damaged(tmp_path, damage):
+def test_the_library_is_compiled_once_and_again_when_it_is_damaged(tmp_path):
     code = "from tautnet.kernels import native; assert native.available()"
     assert fresh_library(code, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
     (path,) = (tmp_path / "tautnet-kernels").glob("*.so")
     before, content = path.stat().st_mtime_ns, path.read_bytes()
     assert fresh_library(code, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
     assert path.stat().st_mtime_ns == before
-    path.write_bytes(damage(content))
-    assert fresh_library(code, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
-    assert len(path.read_bytes()) == len(content)
+    for damaged in (b"", content[:20000], content[:-1] + b"x"):
+        path.write_bytes(damaged)
+        assert fresh_library(code, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
+        assert len(path.read_bytes()) == len(content)
     assert {found.suffix for found in path.parent.iterdir()} == {".so", ".sha256"}
 
 
