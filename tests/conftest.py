@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the package datasets is imported
 def options(group: str) -> list[str]:
     """The options of a config group, as Hydra finds them."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@cache
+def settings_with(group: str, option: str) -> dict:
+    """The settings with one option, composed once; not to be changed."""
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return plain(compose("train", overrides=["run_dir=none", f"{group}={option}"]))
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import options
+from conftest import options, settings_with
 
 from tautnet.activations import AbstractActivation
 from tautnet.config import build
@@ -17,8 +17,8 @@ ELEMENTWISE = [option for option in options("activation") if option not in ACROS
 
 
 @pytest.fixture(params=options("activation"))
-def activation(request, settings) -> AbstractLayer:
-    module = build(settings(f"activation={request.param}")["activation"], "activation")(CHANNELS)
+def activation(request) -> AbstractLayer:
+    module = build(settings_with("activation", request.param)["activation"], "activation")(CHANNELS)
     with torch.no_grad():  # away from the initial function, to both signs of slope
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -55,9 +55,9 @@ def test_parameters_exist_from_the_start_and_have_the_role(activation):
     assert len(found.get("activation", [])) == len(names)
 
 
-def test_state_dict_round_trip(activation, request, settings):
+def test_state_dict_round_trip(activation, request):
     option = request.node.callspec.params["activation"]
-    twin = build(settings(f"activation={option}")["activation"], "activation")(CHANNELS)
+    twin = build(settings_with("activation", option)["activation"], "activation")(CHANNELS)
     twin.load_state_dict(activation.state_dict())
     x = torch.randn(7, CHANNELS)
     assert torch.equal(twin(x), activation(x))

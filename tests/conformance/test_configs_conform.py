@@ -1,19 +1,16 @@
 """Every option of every group composes and builds; every combination of activation, norm and backbone too."""
 
-from functools import cache
 from itertools import product
 from math import inf
 
 import pytest
 import torch
-from conftest import CONF, options
+from conftest import CONF, options, settings_with
 from data_settings import small_files
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from tautnet.command_line import register_schema
-from tautnet.config import ConfigError, build, locate, plain
+from tautnet.config import ConfigError, build, locate
 from tautnet.lipschitz import linear_maps, lipschitz_bound
 from tautnet.models import AbstractModel
 from tautnet.models.base import build_net
@@ -48,13 +45,6 @@ ONE_PIXEL = {"elu11", "mlp", "resnet18"}  # have layers of one position, for whi
 def one_model_of_each_backbone() -> list[str]:
     targets = {m: OmegaConf.load(CONF / "model" / f"{m}.yaml")["net"]["_target_"] for m in options("model")}
     return sorted({target: model for model, target in sorted(targets.items(), reverse=True)}.values())
-
-
-@cache
-def settings_with(group: str, option: str) -> dict:
-    register_schema()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return plain(compose("train", overrides=["run_dir=none", f"{group}={option}"]))
 
 
 def with_image(composed: dict, model: str) -> dict:

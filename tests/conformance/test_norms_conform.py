@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import options
+from conftest import options, settings_with
 from torch import nn
 
 from tautnet.config import build
@@ -16,8 +16,8 @@ CASES = [(o, shape) for o in options("norm/output") for shape in SHAPES if o != 
 
 
 @pytest.fixture(params=options("norm/output"))
-def output_norm(request, settings) -> nn.Module:
-    module = build(settings(f"norm/output={request.param}")["norm"]["output"], "norm.output")(CHANNELS)
+def output_norm(request) -> nn.Module:
+    module = build(settings_with("norm/output", request.param)["norm"]["output"], "norm.output")(CHANNELS)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -50,11 +50,11 @@ def test_a_sample_does_not_see_the_others_in_eval_mode(output_norm):
     assert torch.allclose(norm(x)[:1], norm(x[:1]), atol=1e-12)
 
 
-def test_running_state_survives_a_state_dict_round_trip(output_norm, request, settings):
+def test_running_state_survives_a_state_dict_round_trip(output_norm, request):
     shape = (6, CHANNELS, 3)
     norm = trained_a_little(output_norm.double(), shape).eval()
     option = request.node.callspec.params["output_norm"]
-    twin = build(settings(f"norm/output={option}")["norm"]["output"], "norm.output")(CHANNELS).double().eval()
+    twin = build(settings_with("norm/output", option)["norm"]["output"], "norm.output")(CHANNELS).double().eval()
     twin.load_state_dict(norm.state_dict())
     x = torch.randn(shape, dtype=torch.float64)
     assert torch.equal(twin(x), norm(x))
@@ -76,9 +76,9 @@ def test_the_stated_constant_holds_on_samples(output_norm, shape):
 
 @pytest.mark.parametrize("option", options("norm/weight"))
 @pytest.mark.parametrize("make", [lambda: nn.Linear(4, 3), lambda: nn.Conv2d(4, 3, 3)], ids=["linear", "conv"])
-def test_weight_norms_keep_the_layer_and_its_shape(settings, option, make):
+def test_weight_norms_keep_the_layer_and_its_shape(option, make):
     layer = make()
-    weight_norm = build(settings(f"norm/weight={option}")["norm"]["weight"], "norm.weight")
+    weight_norm = build(settings_with("norm/weight", option)["norm"]["weight"], "norm.weight")
     shape = layer.weight.shape
     assert weight_norm(layer) is layer
     assert layer.weight.shape == shape
