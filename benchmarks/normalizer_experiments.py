@@ -10,15 +10,10 @@ initial weights, the order and the split.
 """
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from statistics import mean, stdev
 
-TRAIN = Path(__file__).parents[1] / "train.py"
-QUIET = ["trainer=cpu", "trainer.enable_progress_bar=false", "logger=none"]
+from sweeps import results
+
 NO_NORM = ["norm=none"]
 HIDDEN = "norm.exclude=[last]"
 WEIGHTS = {
@@ -40,15 +35,6 @@ ALPHAS = {
     **{f"alpha = {alpha}, fixed": [f"norm.output.alpha_init={alpha}"] for alpha in ("0", "0.5", "1")},
     "alpha from 0, learned": ["norm.output.alpha_init=0", "norm.output.learn_alpha=true"],
 }
-
-
-def results(arguments: list[str], seeds: int) -> list[dict[str, float]]:
-    """Metrics of one variant, a dict a seed."""
-    seed = "seed=" + ",".join(map(str, range(seeds)))
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(TRAIN), "-m", seed, *QUIET, *arguments, f"hydra.sweep.dir={folder}"]
-        subprocess.run(command, check=True, capture_output=True)
-        return [json.loads(path.read_text())["metrics"] for path in sorted(Path(folder).glob("*/result.json"))]
 
 
 def layer_mean(run: dict[str, float], prefix: str) -> float:

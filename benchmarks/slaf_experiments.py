@@ -11,15 +11,10 @@ weights and the order, the data stay the same.
 """
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from statistics import mean, stdev
 
-TRAIN = Path(__file__).parents[1] / "train.py"
-QUIET = ["trainer=cpu", "trainer.enable_progress_bar=false", "callbacks=none", "logger=none"]
+from sweeps import results
+
 RATES = ("1e-2", "3e-2")
 POLYNOMIALS = {
     "SLAF, degree 2": [],
@@ -33,15 +28,6 @@ SPIRALS = {
     "batch norm, ReLU, 40-40, rate 1e-3 (authors')": [*WIDE, "optimizer.lr=1e-3"],
     "batch norm, ReLU, 40-40, rate 1e-2": [*WIDE, "optimizer.lr=1e-2"],
 }
-
-
-def results(arguments: list[str], seeds: int) -> list[dict[str, float]]:
-    """Metrics of one variant, a dict a seed."""
-    seed = "seed=" + ",".join(map(str, range(seeds)))
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(TRAIN), "-m", seed, *QUIET, *arguments, f"hydra.sweep.dir={folder}"]
-        subprocess.run(command, check=True, capture_output=True)
-        return [json.loads(path.read_text())["metrics"] for path in sorted(Path(folder).glob("*/result.json"))]
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -59,7 +45,7 @@ def polynomials(seeds: int) -> None:
     for name, arguments in POLYNOMIALS.items():
         found = []
         for rate in RATES:
-            runs = results(["experiment=slaf_polynomials", f"optimizer.lr={rate}", *arguments], seeds)
+            runs = results(["callbacks=none", "experiment=slaf_polynomials", f"optimizer.lr={rate}", *arguments], seeds)
             validation, test = ([1 - run[f"{stage}/r2"] for run in runs] for stage in ("val", "test"))
             found.append((mean(validation), test))
             print(f"| {name} | {rate} | {mean(validation):.4f} | {spread(test, 4)} |", flush=True)
@@ -74,7 +60,7 @@ def spirals(seeds: int) -> None:
     """Accuracies at both learning rates."""
     print(f"\ntwo spirals, {seeds} seeds\n\n| net | test accuracy | spread |\n| --- | --- | --- |")
     for name, arguments in SPIRALS.items():
-        runs = results(["experiment=slaf_spirals", *arguments], seeds)
+        runs = results(["callbacks=none", "experiment=slaf_spirals", *arguments], seeds)
         print(f"| {name} | {spread([run['test/acc'] for run in runs], 3)} |", flush=True)
 
 

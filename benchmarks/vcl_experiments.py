@@ -11,24 +11,18 @@ the seeds, which decide the initial weights and the order.
 """
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
 from math import sqrt
-from pathlib import Path
 from statistics import mean, stdev
 from time import process_time
 
 import torch
+from sweeps import results
 from torch import nn
 
 from tautnet.callbacks.discriminant_monitor import discriminant
 from tautnet.functional.variance_constancy import subset_variances, variance_constancy
 from tautnet.regularizers.variance import VarianceConstancy
 
-TRAIN = Path(__file__).parents[1] / "train.py"
-QUIET = ["trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "~callbacks.lipschitz"]
 PRIORS = (0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
 NUM_FEATURES, SEPARATION, BATCH, NUM_STEPS, RATE = 10, 6.0, 2000, 800, 0.05
 DEVIATIONS = torch.linspace(1, 2, NUM_FEATURES)
@@ -92,19 +86,10 @@ def kurtosis(seeds: int) -> None:
         cells, accuracies = [], []
         for weight in weights:
             setting = [f"activation={activation}", f"regularizer.variance.weight={weight}"]
-            runs = results(["experiment=vcl_kurtosis", *setting], seeds)
+            runs = results(["~callbacks.lipschitz", "experiment=vcl_kurtosis", *setting], seeds)
             cells.append(spread([run["vcl/kurtosis"] for run in runs]))
             accuracies.append(mean(run["test/acc"] for run in runs))
         print("|", " | ".join([activation, *cells]), f"| {accuracies[0]:.3f} … {accuracies[-1]:.3f} |", flush=True)
-
-
-def results(arguments: list[str], seeds: int) -> list[dict[str, float]]:
-    """Metrics of one variant, a dict a seed."""
-    seed = "seed=" + ",".join(map(str, range(seeds)))
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(TRAIN), "-m", seed, *QUIET, *arguments, f"hydra.sweep.dir={folder}"]
-        subprocess.run(command, check=True, capture_output=True)
-        return [json.loads(path.read_text())["metrics"] for path in sorted(Path(folder).glob("*/result.json"))]
 
 
 def spread(values: list[float]) -> str:
