@@ -17,6 +17,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from tautnet import distributed
 from tautnet.config import ConfigError, suggest
 
 TRACEBACK_SWITCH = "HYDRA_FULL_ERROR"
@@ -53,8 +54,23 @@ def register_schema() -> None:
 def command_line(main: Callable[[], Any]) -> int:
     """Run a Hydra main function; bad settings end in one line on stderr and exit status 2.
 
+    Of several processes that torchrun or srun has started, the first alone runs it; the others do the jobs with it.
     The environment variable HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
+    world = distributed.launched()
+    if world is None:
+        return _status_of(main)
+    if world.rank > 0:
+        from tautnet.worker import follow  # torch
+
+        return follow()
+    try:
+        return _status_of(main)
+    finally:
+        distributed.dismiss()
+
+
+def _status_of(main: Callable[[], Any]) -> int:
     register_schema()
     if os.environ.get(TRACEBACK_SWITCH) == "1":
         sys.argv[1:] = _with_checkpoint(sys.argv[1:])
@@ -73,6 +89,9 @@ def command_line(main: Callable[[], Any]) -> int:
         else:
             sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
         return 2
+    except distributed.WorkerError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     except Exception as error:
         if not isinstance(error, (ConfigError, HydraException, OmegaConfBaseException)) and not _from_hydra(error):
             raise

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tautnet import app
+from tautnet import app, job
 from tautnet.app_callbacks import settings_writer
 from tautnet.config import ConfigError
 
@@ -15,8 +15,10 @@ from tautnet.config import ConfigError
 @pytest.fixture
 def run_dir(monkeypatch, tmp_path):
     """The directory that Hydra made for a job without overrides."""
-    job = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path / "run")), overrides=SimpleNamespace(task=[]))
-    monkeypatch.setattr(app, "HydraConfig", SimpleNamespace(get=lambda: job))
+    hydra = SimpleNamespace(
+        runtime=SimpleNamespace(output_dir=str(tmp_path / "run")), overrides=SimpleNamespace(task=[])
+    )
+    monkeypatch.setattr(app, "HydraConfig", SimpleNamespace(get=lambda: hydra))
     (tmp_path / "run").mkdir()
     return tmp_path / "run"
 
@@ -33,7 +35,7 @@ def test_a_directory_stays_from_the_moment_on_when_nothing_refused_the_settings(
             (run_dir / app.SETTINGS).write_text("seed: 0")
         raise error("why")
 
-    monkeypatch.setattr(app, "_prepare", prepare)
+    monkeypatch.setattr(app, "_checked", prepare)
     with pytest.raises(error, match="why"):
         app.run({})
     assert run_dir.exists() == started
@@ -70,7 +72,7 @@ def test_a_callback_without_its_stage_is_refused(monkeypatch):
     for name in ("build", "role_settings", "check_steps"):
         monkeypatch.setattr(app, name, lambda *_, **__: lambda _: None)
     rest = {"activation": {}, "scheduler": {}, "optimizer": {}, "compile": False}
-    settings = rest | {"trainer": {"max_epochs": 1, "devices": 1}}
+    settings = rest | {"trainer": {"max_epochs": 1, "devices": 1, "num_nodes": 1}}
     for name, stage, other in (("sparsify", "fit", "test"), ("ics", "fit", "test"), ("certify", "test", "fit")):
         app._try_parts(settings | {"run": [stage], "callbacks": {name: {}}})
         with pytest.raises(ConfigError, match=rf"^callbacks={name}: .* run=\['{other}'\] has no {stage}"):
@@ -81,7 +83,7 @@ def test_a_trial_of_a_batch_touches_neither_the_network_nor_chance():
     net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).eval()
     model = SimpleNamespace(net=net, task="regression", check_targets=lambda targets: None)
     before, chance = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    app._try_batch(model, (torch.randn(5, 4, generator=torch.Generator()), torch.zeros(5, 3)), {"data": {}})
+    job._try_batch(model, (torch.randn(5, 4, generator=torch.Generator()), torch.zeros(5, 3)), {"data": {}})
     assert torch.equal(torch.get_rng_state(), chance)
     assert not any(module.training for module in net.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -53,14 +53,17 @@ ALLOWED = {
         "slnn",
     },
     "data": {"factories"},
-    "command_line": {"config", "resume"},
+    "command_line": {"config", "distributed", "resume", "worker"},
     "resume": {"config"},
-    "app": {"app_callbacks", "config", "factories", "optim", "logkeys", "resume", "results"},
+    "app": {"config", "distributed", "job", "optim", "resume", "worker"},
     "app_callbacks": set(),
+    "distributed": {"config"},
+    "job": {"app_callbacks", "config", "factories", "logkeys", "results"},
+    "worker": {"config", "distributed", "job"},
     "results": {"logkeys"},
 }
-KNOW_LIGHTNING = {"models", "callbacks", "data", "app", "app_callbacks", "results"}
-KNOW_HYDRA = {"app", "app_callbacks", "command_line", "config", "resume"}
+KNOW_LIGHTNING = {"models", "callbacks", "data", "app_callbacks", "distributed", "job", "results"}
+KNOW_HYDRA = {"app", "app_callbacks", "command_line", "config", "resume", "worker"}
 
 
 def unit_of(path: Path) -> str:

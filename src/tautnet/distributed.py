@@ -1,0 +1,251 @@
+"""The processes of a job: how many, who starts them, and how each of them gets the same settings.
+
+Three ways. One process: nothing to do. Several under plain ``python train.py``, also inside a sweep and below any Hydra
+launcher: the process that composed the settings starts fresh ones as torchrun would, and they read the settings from a
+file. Several that torchrun or srun has started: the first alone runs Hydra, and hands each job's settings to the others
+through a key-value store. In none of them does a second process compose settings, which in a sweep could come out
+differently.
+
+Imports neither torch nor Lightning before they are needed: ``--help`` stays fast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tautnet.config import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+
+class WorkerError(RuntimeError):
+    """A process of a job failed under way. What went wrong stands above its message, if the process could say it."""
+
+
+CPU_PROCESSES = 2  # that devices=auto means on CPUs
+JOB = "job.json"
+_REFUSAL = "refusal"
+_PATIENCE = timedelta(hours=1)  # that processes wait for the first one, which may still be composing settings
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that a launcher has started, seen from one of them.
+
+    Attributes:
+        launcher: its name, for messages.
+        rank: number of this process.
+        size: number of processes.
+        local_size: of those, the ones on each node.
+    """
+
+    launcher: str
+    rank: int
+    size: int
+    local_size: int
+
+
+def launched() -> World | None:
+    """The processes that torchrun or srun has started, if there are several."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        world = World("torchrun", int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_WORLD_SIZE"]))
+    elif "SLURM_STEP_NUM_TASKS" in env:  # of srun alone: a batch script itself is one process, whatever it asked for
+        size = int(env["SLURM_STEP_NUM_TASKS"])
+        world = World("srun", int(env["SLURM_PROCID"]), size, size // _num_slurm_nodes())
+    else:
+        return None
+    return world if world.size > 1 else None
+
+
+def _num_slurm_nodes() -> int:
+    return int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+
+
+def with_layout(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the trainer with numbers for ``devices=auto`` and ``num_nodes=auto``.
+
+    ``auto`` is what torchrun or srun has started; without them one node, and on it all GPUs, or on CPUs 2 processes.
+
+    Raises:
+        ConfigError: numbers that are none, or not those of the launcher.
+    """
+    world = launched()
+    devices, nodes = trainer["devices"], trainer["num_nodes"]
+    if devices == "auto":
+        devices = world.local_size if world else _num_devices(trainer.get("accelerator"))
+    if nodes == "auto":
+        nodes = world.size // world.local_size if world else 1
+    if not (_is_list_of_gpus(devices) or _is_count(devices)):
+        raise ConfigError(f"trainer.devices={devices}: auto, an integer of at least 1, or a list of GPUs")
+    if not _is_count(nodes):
+        raise ConfigError(f"trainer.num_nodes={nodes}: auto, or an integer of at least 1")
+    found = dict(trainer) | {"devices": devices, "num_nodes": nodes}
+    count = num_processes(found)
+    if world is not None and (count, count * nodes) != (world.local_size, world.size):
+        started = f"{world.launcher} has started {world.local_size} on each of {world.size // world.local_size} nodes"
+        raise ConfigError(f"trainer.devices={devices} trainer.num_nodes={nodes}: auto; {started}")
+    if world is None and nodes > 1:
+        raise ConfigError(f"trainer.num_nodes={nodes}: 1, or start the processes by torchrun or srun")
+    if world is None and count == 1 and "strategy" in found and _shares_gradients_only(found["strategy"]):
+        found["strategy"] = "auto"  # with nobody to share them with
+    return found
+
+
+def num_processes(trainer: Mapping[str, Any]) -> int:
+    """Processes on each node, of settings that have their layout."""
+    devices = trainer["devices"]
+    return len(devices) if isinstance(devices, list) else int(devices)
+
+
+def _num_devices(accelerator: Any) -> int:
+    import torch
+
+    gpus = 0 if accelerator == "cpu" else torch.cuda.device_count()
+    return gpus or (CPU_PROCESSES if accelerator == "cpu" else 1)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_list_of_gpus(devices: Any) -> bool:
+    return isinstance(devices, list) and len(devices) > 0 and all(isinstance(device, int) for device in devices)
+
+
+def _shares_gradients_only(strategy: Any) -> bool:
+    return isinstance(strategy, dict) and str(strategy.get("_target_")).endswith(".DDPStrategy")
+
+
+# --- processes of our own ---------------------------------------------------------------------------------------------
+
+
+def run_workers(job: Mapping[str, Any]) -> None:
+    """Do a job in new processes on this machine, and wait for them. If one fails, the others are stopped.
+
+    Args:
+        job: ``settings`` with their layout, and ``job_logging``, Hydra's settings of the first one's log.
+
+    Raises:
+        ConfigError: what a process refused.
+        WorkerError: one failed; it names its rank.
+        SystemExit: the processes were stopped by SIGTERM.
+        KeyboardInterrupt: they were stopped by SIGINT.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    count = num_processes(job["settings"]["trainer"])
+    _silence_launcher()
+    with tempfile.TemporaryDirectory(prefix="tautnet-") as folder:
+        Path(folder, JOB).write_text(json.dumps(job))
+        layout = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=Path(folder).name,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+        )
+        try:
+            elastic_launch(layout, sys.executable)("-m", "tautnet.worker", folder)
+        except ChildFailedError as error:
+            refusals = sorted(Path(folder).glob(f"{_REFUSAL}*"))
+            if refusals:
+                raise ConfigError(refusals[0].read_text()) from None
+            rank, failure = error.get_first_failure()
+            how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
+            raise WorkerError(f"rank {rank} of {count} ended by {how}; the others were stopped") from None
+        except SignalException as stop:
+            if stop.sigval == signal.SIGINT:
+                raise KeyboardInterrupt("the epochs that ended are in checkpoints/last.ckpt") from None
+            raise SystemExit(128 + int(stop.sigval)) from None
+
+
+def refuse(folder: Path, message: str) -> None:
+    """Tell the process that started this one why it ends."""
+    (folder / f"{_REFUSAL}{int(os.environ['RANK']):06d}").write_text(message)
+
+
+def _silence_launcher() -> None:
+    """What it says about failures is told in a line of our own."""
+    import logging
+
+    for name in ("multiprocessing.api", "agent.server.api", "multiprocessing.errors"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+
+
+# --- processes of torchrun and srun -----------------------------------------------------------------------------------
+
+
+def announce(settings: Mapping[str, Any]) -> None:
+    """Hand a job's settings to the other processes, and choose the port of its process group."""
+    from lightning_fabric.plugins.environments.lightning import find_free_network_port
+
+    store, port = _store(), find_free_network_port()
+    number = store.add(_key("jobs"), 1)
+    store.set(_key(f"job {number}"), json.dumps({"settings": settings, "port": port}))
+    _meet_at(port)
+
+
+def announced() -> Iterator[dict[str, Any]]:
+    """The settings of the jobs that the first process announces, in their order, until it dismisses the others."""
+    store, number = _store(), 0
+    while True:
+        number += 1
+        store.wait([_key(f"job {number}")], _PATIENCE)
+        job = json.loads(store.get(_key(f"job {number}")))
+        if job is None:
+            return
+        _meet_at(job["port"])
+        yield job["settings"]
+
+
+def dismiss() -> None:
+    """Tell the other processes that no job follows."""
+    store = _store()
+    store.set(_key(f"job {store.add(_key('jobs'), 1)}"), json.dumps(None))
+
+
+@cache
+def _store() -> TCPStore:
+    """The store that all processes know: torchrun has one already, under srun the first process opens it."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        address, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+        opens = env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and env["RANK"] == "0"
+    else:
+        from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+        # Lightning accepts a number of tasks in this form alone; what srun has started is the same either way.
+        env.setdefault("SLURM_NTASKS_PER_NODE", str(int(env["SLURM_STEP_NUM_TASKS"]) // _num_slurm_nodes()))
+        slurm = SLURMEnvironment(auto_requeue=False)
+        address, port, opens = slurm.main_address, slurm.main_port, env["SLURM_PROCID"] == "0"
+    return TCPStore(address, port, is_master=opens, timeout=_PATIENCE, wait_for_workers=False)
+
+
+def _key(name: str) -> str:
+    """Of its own for each time that torchrun starts the processes again."""
+    return f"tautnet/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+
+
+def _meet_at(port: int) -> None:
+    """Let the next process group of this process be made at a port of its own: keys of the last one are stale."""
+    os.environ["MASTER_PORT"] = str(port)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = str(False)

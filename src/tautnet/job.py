@@ -1,0 +1,193 @@
+"""One job in this process, alone or as one of several ranks: build what the settings say, fit, test, write down."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from tautnet import logkeys
+from tautnet.config import ConfigError, build, key_of, locate
+from tautnet.factories import DataError
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+_log = logging.getLogger(__name__)
+SETTINGS = "config.yaml"  # in the run directory, from the moment on when nothing has refused them
+
+
+def execute(settings: dict[str, Any]) -> float | None:
+    """Prepare a job and do it."""
+    return prepared(settings)()
+
+
+def prepared(settings: dict[str, Any]) -> Callable[[], float | None]:
+    """Build everything that a job needs; calling the result does the job and returns its objective, if measured.
+
+    With several ranks each calls this with the same settings, and the first alone writes. Nothing is written and no
+    rank waits for another before the call.
+
+    Args:
+        settings: plain, of ``conf/train.yaml``, checked as far as ``tautnet.app`` can.
+
+    Raises:
+        ConfigError: a setting that cannot be used, on all ranks alike. The call may raise it too.
+    """
+    parts = _assemble(settings)
+
+    def job() -> float | None:
+        try:
+            return _execute(settings, *parts, Path(settings["run_dir"]))
+        finally:
+            if dist.is_available() and dist.is_initialized():  # it would stay for a sweep's next job
+                dist.destroy_process_group()
+
+    return job
+
+
+def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Lightning imports it; a new font cache is no news
+    import pytorch_lightning as pl
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    from tautnet.app_callbacks import compiled, settings_writer
+
+    _silence_known_messages()
+    if "fit" not in settings["run"]:
+        for message in ("callbacks used to create the checkpoint", "outside the 'fit' stage"):  # they watch training
+            warnings.filterwarnings("ignore", message=f".*{message}.*")
+    pl.seed_everything(settings["seed"], verbose=False)
+    data = build(settings["data"], "data")
+    trained_on = settings.pop("trained_on", {})  # of the checkpoint; no setting of this run
+    spec = settings | {"input_shape": list(data.input_shape), "num_outputs": data.num_outputs}
+    for key, trained in trained_on.items():
+        if trained != spec[key]:
+            raise ConfigError(f"ckpt={settings['ckpt']}: trained with {key} {trained}, the data has {spec[key]}")
+    _check_task(settings["model"], data.task)
+    if "certify" in settings["callbacks"] and data.task != "classification":
+        raise ConfigError(f"callbacks=certify: predicted classes are certified, the data is for {data.task}")
+    model = build({"_target_": settings["model"]["_target_"]}, "model", config=spec)
+    if "fit" in settings["run"]:
+        batch = next(iter(data.train_dataloader()))
+        _try_batch(model, batch, settings)
+        if settings["ckpt"] is None:  # else its state says
+            model.calibrate_(batch[0])
+    callbacks = list(build(settings["callbacks"], "callbacks").values())
+    if settings["compile"]:
+        callbacks.insert(0, compiled(model))
+    callbacks.append(settings_writer(settings, Path(settings["run_dir"], SETTINGS)))
+    saves = any(isinstance(callback, pl.callbacks.ModelCheckpoint) for callback in callbacks)
+    try:
+        trainer = build(
+            settings["trainer"],
+            "trainer",
+            callbacks=callbacks,
+            logger=list(build(settings["logger"], "logger").values()) or False,
+            enable_checkpointing=saves,
+            default_root_dir=settings["run_dir"],
+        )
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {error}") from error
+    return trainer, model, data
+
+
+def _check_task(model: Mapping[str, Any], task: str) -> None:
+    target = model.get("_target_")
+    accepted = {"classification": "Classifier", "regression": "Regressor", "denoising": "Denoiser"}[task]
+    if getattr(locate(str(target), "model"), "task", None) != task:
+        raise ConfigError(f"model._target_={target}: the data is for {task}; for example tautnet.models.{accepted}")
+
+
+def _try_batch(model: Any, batch: tuple[torch.Tensor, torch.Tensor], settings: Mapping[str, Any]) -> None:
+    """One training forward of a copy: batch statistics, for example, need more than one value a channel."""
+    x, targets = batch
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            outputs = deepcopy(model.net).train()(x)
+    except (ValueError, RuntimeError) as error:
+        batch_size = f"data.batch_size={settings['data'].get('batch_size')}: "
+        raise ConfigError(f"{key_of(error, settings, 'activation') or batch_size}{error}") from error
+    model.check_targets(targets)
+    if outputs.shape != targets.shape and not (model.task == "classification" and outputs.dim() == 2):
+        shape = tuple(outputs.shape)
+        needed = "(batch, classes)" if model.task == "classification" else tuple(targets.shape)
+        raise ConfigError(f"model.net._target_={settings['model']['net'].get('_target_')}: gives {shape}, not {needed}")
+
+
+def _execute(
+    settings: dict[str, Any],
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    data: pl.LightningDataModule,
+    run_dir: Path,
+) -> float | None:
+    metrics: dict[str, float] = {}
+    weights = settings["ckpt"]
+    if "fit" in settings["run"]:
+        start = time.perf_counter()
+        _fit(trainer, model, data, weights)
+        metrics[logkeys.FIT_SECONDS] = time.perf_counter() - start
+        metrics |= _numbers(trainer)
+        weights = None  # the final weights are tested: schedules end there, and nothing is selected by chance
+    if "test" in settings["run"]:
+        with _refusals():
+            trainer.test(model, data, ckpt_path=weights, verbose=False)
+        metrics |= _numbers(trainer)
+    if trainer.is_global_zero:
+        from tautnet.results import write_down
+
+        write_down(settings, metrics, trainer, run_dir)
+    return _objective(settings, metrics)
+
+
+def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, ckpt: str | None) -> None:
+    """Fit; a signal ends the program with the status that shells expect, which Lightning alone does not give."""
+    try:
+        with _refusals():
+            trainer.fit(model, data, ckpt_path=ckpt)
+    except SystemExit:
+        if trainer.received_sigterm:
+            raise SystemExit(143) from None
+        raise KeyboardInterrupt("the epochs that ended are in checkpoints/last.ckpt of the run directory") from None
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What Lightning or a callback refuses, and a sample that turns out bad, in a worker too, is told in one line."""
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
+    except DataError as error:
+        raise ConfigError(f"data: {str(error).splitlines()[-1].partition('DataError: ')[2] or error}") from error
+
+
+def _objective(settings: dict[str, Any], metrics: Mapping[str, float]) -> float | None:
+    name = settings["objective"]
+    if name not in metrics and "fit" in settings["run"]:
+        _log.warning("objective=%s was not measured; measured: %s", name, ", ".join(sorted(metrics)))
+    return metrics.get(name)
+
+
+def _numbers(trainer: pl.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _silence_known_messages() -> None:
+    """Messages of libraries that a user can do nothing about."""
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)  # Lightning with torch >= 2.9
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")  # the data is in memory
+    warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")  # everything is logged by epoch
+    warnings.filterwarnings("ignore", message=r".*dirpath has changed.*")  # a continued run has its own directory
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # "GPU available: …", tips, restored paths
