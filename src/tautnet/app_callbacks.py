@@ -22,23 +22,24 @@ def settings_writer(settings: dict[str, Any], path: Path) -> pl.Callback:
 
 
 def compiled(model: pl.LightningModule) -> pl.Callback:
-    """Compile in place, and see to it that only training runs compiled.
+    """See to it that training, and only training, runs the network compiled.
 
     What compiles is the model's forward around the network, of which torch makes one piece; a bare ``Sequential`` comes
-    out layer by layer. Evaluations hang hooks into the network, at which compiled code would be made anew.
+    out layer by layer. The whole model would not do: with several ranks Lightning calls the training step through it.
+    Evaluations hang hooks into the network, at which compiled code would be made anew.
     """
-
-    def plain_code(*_: Any) -> None:
-        torch.compiler.set_stance("force_eager")
+    fast = torch.compile(model.forward)
 
     def compiled_code(*_: Any) -> None:
-        torch.compiler.set_stance("default")
+        model.forward = fast
 
-    model.compile()
+    def plain_code(*_: Any) -> None:
+        vars(model).pop("forward", None)  # what the class has
+
     return LambdaCallback(
+        on_train_start=compiled_code,
         on_validation_start=plain_code,
         on_validation_end=compiled_code,
-        on_test_start=plain_code,
-        on_test_end=compiled_code,
-        on_exception=compiled_code,
+        on_train_end=plain_code,
+        on_exception=plain_code,
     )
