@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tautnet.activations import Absolute
 from tautnet.backbones import LayerFactory, convnet, mlp
-from tautnet.functional.inverse_root import gram, inverse_root_taylor
+from tautnet.functional.inverse_root import gram, inverse_root_taylor, scaled_inverse_root
 from tautnet.lipschitz import lipschitz_bound, lipschitz_lower
 from tautnet.normalizers import no_output_norm, power_iteration
 from tautnet.normalizers.aon import Aon
@@ -269,6 +270,43 @@ def test_zeros_and_lost_ranks_stay_and_have_small_gradients(prescale, conv, rows
             layer.parametrizations.weight.original.normal_(std=0.2)
             vectors_of(layer).advance_(layer.parametrizations.weight[0]._matrix(original_of(layer)), 200)
         assert singular_values(layer.weight)[0].item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 10)])
+@pytest.mark.parametrize("settings", [{}, {"detach_sigma": True}, {"eps": 1.0}, {"gain": "per_row"}], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e-5, -1e5])
+def test_the_derivative_by_hand_is_that_of_the_formula(shape, groups, settings, scale):
+    """Which vmap over several gradients at once, as differentiating twice, takes instead."""
+    layer = nn.Conv1d(shape[1] * groups, shape[0] * groups, 1, groups=groups, bias=False)
+    layer = Aon(**settings)(layer)
+    update_(layer)
+    original = layer.parametrizations.weight.original
+    with torch.no_grad():
+        original.mul_(scale)
+    weight, grad = layer.weight, torch.randn(2, *original.shape)
+    (together,) = torch.autograd.grad(weight, original, grad, is_grads_batched=True, retain_graph=True)
+    for index in range(2):
+        (by_hand,) = torch.autograd.grad(weight, original, grad[index], retain_graph=True)
+        torch.testing.assert_close(by_hand, together[index], rtol=1e-9, atol=1e-12 / abs(scale))
+
+
+@pytest.mark.parametrize("signs", [(1, 1), (-1, 1), (-1, -1)])
+def test_the_derivative_by_hand_follows_finite_differences_whatever_the_vectors(signs):
+    u, v = (
+        sign * torch.nn.functional.normalize(torch.randn(2, size), dim=1)
+        for sign, size in zip(signs, (3, 4), strict=True)
+    )
+
+    def formula(matrix):
+        root = inverse_root_taylor(matrix / singular_value(matrix, (u, v)), 1)
+        return root / singular_value(root, (u, v))
+
+    matrix = (3 * torch.randn(2, 3, 4)).requires_grad_()
+    run = partial(scaled_inverse_root, vectors=(u, v), formula=formula, eps=1e-12, detached=False)
+    torch.testing.assert_close(run(matrix), formula(matrix))
+    assert torch.autograd.gradcheck(run, matrix)
+    assert torch.autograd.gradgradcheck(run, matrix)
 
 
 # --- the power iteration's clock --------------------------------------------------------------------------------------

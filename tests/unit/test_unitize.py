@@ -412,6 +412,47 @@ def test_it_is_the_definition_over_batch_normalisation(norm_axes, training, opti
         torch.testing.assert_close(actual, truth, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(7, 3), (5, 3, 4, 2)])
+def test_the_derivative_by_hand_is_that_of_the_formula(options, training, shape):
+    """Which vmap over several gradients at once, as differentiating twice, takes instead."""
+    layer = randomised(Unitize(3, **{"norm_axes": "pixel", **options})).train(training)
+    x, grad = (2 * torch.randn(shape) + 1).requires_grad_(), torch.randn(2, *shape)
+    if x.dim() == 4:
+        x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    leaves = (x, *layer.parameters())
+    y = layer(x)
+    together = torch.autograd.grad(y, leaves, grad, is_grads_batched=True, retain_graph=True)
+    for index in range(2):
+        by_hand = torch.autograd.grad(y, leaves, grad[index], retain_graph=True)
+        for actual, expected in zip(by_hand, together, strict=True):
+            torch.testing.assert_close(actual, expected[index], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(16, 40), (8, 16, 3, 3)])
+def test_the_input_alone_is_kept_for_the_backward_pass(shape, dtype):
+    layer, x = Unitize(shape[1], norm_axes="pixel", alpha_init=0.5).to(dtype), torch.randn(shape, dtype=dtype)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = layer(x.requires_grad_())
+    large = [t for t in kept if t.numel() == x.numel()]
+    assert [t.data_ptr() for t in large] == [x.data_ptr()]
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == layer.alpha.grad.dtype == dtype
+    twin = Unitize(shape[1], norm_axes="pixel", alpha_init=0.5)
+    torch.testing.assert_close(y, twin(x.double()).to(dtype), rtol=0.02, atol=0.02)
+
+
+def test_parameters_that_rest_and_inputs_without_gradient():
+    layer, x, grad = with_alpha(randomised(Unitize(3)), 0.4), torch.randn(6, 3), torch.randn(6, 3)
+    expected = torch.autograd.grad(layer(x), layer.weight, grad)[0]
+    layer.alpha.requires_grad_(False)
+    layer.bias.requires_grad_(False)
+    torch.testing.assert_close(torch.autograd.grad(layer(x), layer.weight, grad)[0], expected)
+
+
 # --- alpha ------------------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tautnet.functional.handwritten import differentiated_again, plain_gradients, watched
+
 # (mean_NC, var_NC, *parameters) -> (factor_NC, value_NC, *statistics); no side effects: it may be called twice
 Rule = Callable[..., tuple[Tensor, ...]]
 MUCH = 100.0  # squared mean over variance beyond which x times a number less mean times that number loses digits
@@ -35,8 +37,7 @@ def normalised_by_moments(x: Tensor, rule: Rule, parameters: tuple[Tensor, ...])
         rule: as above; its further results get no gradient.
         parameters: given to the rule; gradients reach the inputs through them and ``x`` alone.
     """
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed or num_positions(x) == 1 or len(x) == 0 or x.device.type == "meta":
+    if watched(x) or num_positions(x) == 1 or len(x) == 0:
         return _plain(x, rule, parameters)
     if not torch.is_grad_enabled():
         wide = _wide(x)
@@ -124,11 +125,11 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        functorch = torch._C._functorch
-        batched = functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
-        if torch.is_grad_enabled() or batched:  # to be differentiated again, or several gradients at once
+        if differentiated_again(grad):
             needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
-            grad_x, *others = _plain_gradients(grad, x, ctx.rule, tuple(parameters), needed)
+            grad_x, *others = plain_gradients(
+                lambda x, *given: _plain(x, ctx.rule, given)[0], (x, *parameters), grad, needed
+            )
             return grad_x, None, *others
         mean_NC, factor_NC = ctx.leaves[0].detach(), ctx.outputs[0].detach()
         sum_NC, product_NC = _gradient_sums(grad, x, mean_NC)
@@ -152,18 +153,6 @@ def _plain(x: Tensor, rule: Rule, parameters: tuple[Tensor, ...]) -> tuple[Tenso
     else:
         y = torch.addcmul(_column(value_NC - factor_NC * mean_NC, x), _wide(x), _column(factor_NC, x))
     return y.to(x.dtype), *(t.detach() for t in statistics)
-
-
-def _plain_gradients(
-    grad: Tensor, x: Tensor, rule: Rule, parameters: tuple[Tensor, ...], needed: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """Gradients of x and the parameters, differentiable themselves if gradients are recorded; None where not needed."""
-    inputs = [t for t, needs in zip((x, *parameters), needed, strict=True) if needs]
-    recorded = torch.is_grad_enabled()
-    with torch.enable_grad():
-        y = _plain(x, rule, parameters)[0]
-    found = iter(torch.autograd.grad(y, inputs, grad, create_graph=recorded, materialize_grads=True))
-    return [next(found) if needs else None for needs in needed]
 
 
 def _gradients_of(outputs: tuple[Tensor, ...], leaves: list[Tensor], grads: tuple[Tensor, ...]) -> list[Tensor | None]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tautnet.functional.handwritten import differentiated_again, watched
 from tautnet.kernels import polynomial as native
 
 
@@ -126,7 +127,7 @@ class _Standardized(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         z, coefficients_CK, bias_C, state_CS = ctx.saved_tensors
-        if state_CS.numel() == 0 or _differentiated_again(grad):
+        if state_CS.numel() == 0 or differentiated_again(grad):
             inputs = (z, coefficients_CK, bias_C)
             return *_gradients(_values_with(ctx.eps), inputs, grad, ctx.needs_input_grad), None
         wide = _computing_dtype(z, coefficients_CK)
@@ -151,7 +152,7 @@ class _Polynomial(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, coefficients_CK = ctx.saved_tensors
-        if not ctx.native or _differentiated_again(grad):
+        if not ctx.native or differentiated_again(grad):
             return _gradients(polynomial_formula, (z, coefficients_CK), grad, ctx.needs_input_grad)
         wide, wanted = _computing_dtype(z, coefficients_CK), ctx.needs_input_grad[1]
         grad_z, grad_coefficients = native.backward(
@@ -187,16 +188,10 @@ def _gradients(
 
 def _watched(*tensors: Tensor) -> bool:
     """Whether anything but autograd looks at the operations, or memory is not what the values are."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if watched(tensors[0]):
         return True
     plain = all(type(t) in (Tensor, torch.nn.Parameter) and not t.is_neg() for t in tensors)
-    return not plain or tensors[0].device.type == "meta" or torch._C._len_torch_dispatch_stack() > 0
-
-
-def _differentiated_again(grad: Tensor) -> bool:
-    """Whether a backward pass is recorded, or runs for several gradients at once."""
-    functorch = torch._C._functorch
-    return torch.is_grad_enabled() or functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
+    return not plain or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _computing_dtype(z: Tensor, coefficients_CK: Tensor) -> torch.dtype:

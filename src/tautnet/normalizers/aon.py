@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from tautnet.factories import Role, RoleOwner
-from tautnet.functional.inverse_root import gram, inverse_root_taylor
+from tautnet.functional.inverse_root import gram, inverse_root_taylor, scaled_inverse_root
 from tautnet.normalizers.power_iteration import TopSingularVectors, singular_value
 from tautnet.normalizers.spectral import SpectralWeight
 from tautnet.normalizers.weight import (
@@ -161,10 +162,13 @@ class AonWeight(nn.Module, RoleOwner):
         with without_autocast(weight):
             matrix_GOI = self._matrix(weight)
             shared = self._top(matrix_GOI) if self.settings.prescale == "spectral" else None
-            result_GOI = self._near_orthonormal(matrix_GOI, shared)
-            if self.settings.final_normalization:
-                result_GOI = result_GOI / self._divisor(self._sigma(result_GOI, shared, weight))
-            result = result_GOI.view(weight.shape)
+            formula = partial(self._normalised, shared=shared, weight=weight)
+            if shared is not None and self._brief:
+                eps, detached = self.settings.eps, self.settings.detach_sigma
+                result_GOI = scaled_inverse_root(matrix_GOI, shared, formula, eps, detached)
+            else:
+                result_GOI = formula(matrix_GOI)
+            result = result_GOI.reshape(weight.shape)
             if self.gain is not None:
                 result = result * self.gain.to(result).view(-1, *[1] * (weight.dim() - 1))
             return result.to(weight.dtype)
@@ -179,6 +183,19 @@ class AonWeight(nn.Module, RoleOwner):
         assert self.vectors is not None
         vectors: Vectors = self.vectors(matrix_GOI.detach(), self.settings.num_power_iterations)
         return vectors
+
+    @property
+    def _brief(self) -> bool:
+        """Whether ``scaled_inverse_root`` does the whole."""
+        settings = self.settings
+        return settings.taylor_order == 1 and settings.final_normalization and settings.conv == "matrix"
+
+    def _normalised(self, matrix_GOI: Tensor, shared: Vectors | None, weight: Tensor) -> Tensor:
+        """T(A A^T) A / sigma."""
+        result_GOI = self._near_orthonormal(matrix_GOI, shared)
+        if not self.settings.final_normalization:
+            return result_GOI
+        return result_GOI / self._divisor(self._sigma(result_GOI, shared, weight))
 
     def _near_orthonormal(self, matrix_GOI: Tensor, top: Vectors | None = None) -> Tensor:
         """T(A A^T) A."""

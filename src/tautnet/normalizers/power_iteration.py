@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,10 +65,10 @@ class TopSingularVectors(nn.Module):
     @torch.no_grad()
     def advance_(self, matrix_GOI: Tensor, num_iterations: int, where_G1: Tensor | None = None) -> None:
         """Make iterations with the matrices (G, O, I), or some of them."""
-        u_GO, v_GI = _iterated(matrix_GOI, self.u_GO.to(matrix_GOI), self.v_GI.to(matrix_GOI), num_iterations)
-        for buffer, value in ((self.u_GO, u_GO), (self.v_GI, v_GI)):
-            value = value.to(buffer)
-            buffer.copy_(value if where_G1 is None else torch.where(where_G1, value, buffer))
+        vectors = self.u_GO.to(matrix_GOI), self.v_GI.to(matrix_GOI)
+        u_GO, v_GI = _iterated(matrix_GOI, *vectors, num_iterations, where_G1)
+        self.u_GO.copy_(u_GO)
+        self.v_GI.copy_(v_GI)
 
 
 def singular_value(matrix_GOI: Tensor, vectors: tuple[Tensor, Tensor]) -> Tensor:
@@ -75,10 +77,12 @@ def singular_value(matrix_GOI: Tensor, vectors: tuple[Tensor, Tensor]) -> Tensor
     return torch.bmm(u_GO.unsqueeze(1), torch.bmm(matrix_GOI, v_GI.unsqueeze(2))).abs()
 
 
-def _iterated(matrix_GOI: Tensor, u_GO: Tensor, v_GI: Tensor, num_iterations: int) -> tuple[Tensor, Tensor]:
+def _iterated(
+    matrix_GOI: Tensor, u_GO: Tensor, v_GI: Tensor, num_iterations: int, where_G1: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     for _ in range(num_iterations):
-        u_GO = _unit(_times(matrix_GOI, v_GI), u_GO)
-        v_GI = _unit(_times(matrix_GOI.mT, u_GO), v_GI)
+        u_GO = _unit(_times(matrix_GOI, v_GI), u_GO, where_G1)
+        v_GI = _unit(_times(matrix_GOI.mT, u_GO), v_GI, where_G1)
     return u_GO, v_GI
 
 
@@ -86,8 +90,10 @@ def _times(matrix_GOI: Tensor, vector_GI: Tensor) -> Tensor:
     return torch.bmm(matrix_GOI, vector_GI.unsqueeze(2)).squeeze(2)
 
 
-def _unit(vector_GN: Tensor, otherwise_GN: Tensor) -> Tensor:
-    """At length 1; where it is 0 or not finite, the other."""
+def _unit(vector_GN: Tensor, otherwise_GN: Tensor, where_G1: Tensor | None) -> Tensor:
+    """At length 1; where it is 0 or not finite, or where that is not asked for, the other."""
     length_G1 = torch.linalg.vector_norm(vector_GN, dim=1, keepdim=True)
-    usable_G1 = (length_G1 > 0) & length_G1.isfinite()
+    usable_G1 = (length_G1 > 0) & (length_G1 < inf)
+    if where_G1 is not None:
+        usable_G1 &= where_G1
     return torch.where(usable_G1, vector_GN / length_G1, otherwise_GN)

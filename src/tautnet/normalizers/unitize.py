@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tautnet.factories import AbstractLayer, Projected, Role, Synchronised
 from tautnet.functional.batch_statistics import update_running_
 from tautnet.functional.moments import Rule, moments, normalised_by_moments, num_positions
+from tautnet.functional.pixel_unitize import unitized_by_position, unitized_formula
 from tautnet.functional.unitize import (
     AlphaConstraint,
     AlphaShape,
@@ -25,7 +26,6 @@ from tautnet.functional.unitize import (
     norm_factor,
 )
 from tautnet.normalizers.batch import (
-    apply_flat,
     batch_norm_flat,
     check_input,
     inverse_deviation,
@@ -41,7 +41,8 @@ class Unitize(AbstractLayer, Projected, Synchronised):
     r is still computed from the sample itself.
 
     Moments and norms are in float32 at least. After ``synchronise_`` or conversion to SyncBatchNorm the batch
-    statistics are those of all ranks.
+    statistics are those of all ranks. Of large tensors the input alone is kept for the backward pass; dense layers and
+    ``pixel`` keep about five times as much with ``unbiased_train_var``, statistics of all ranks or torch.func.
 
     Source: Huang, Yu (2020), after the Keras code that is inferred to be the authors' (the paper's text could not be
     read). Differences: ``momentum`` defaults to 0.1 instead of 0.01, which short runs need; the current batch is
@@ -159,24 +160,23 @@ class Unitize(AbstractLayer, Projected, Synchronised):
 
     def _by_pixel(self, x: Tensor) -> Tensor:
         """The output for a norm over the channels of each position, and of dense layers, which have one."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        column = (-1, *[1] * (x.dim() - 2))
-        normalised = self._normalised(wide, column)
-        r = inverse_norm(normalised, self.norm_axes, self._kappa(tuple(x.shape)), self.eps)
-        alpha, weight, bias = (vector.view(column) for vector in self._vectors())
-        return torch.addcmul(bias, weight * mixed(r, alpha), normalised).to(x.dtype)
+        batch_norm, training, kappa = self.batch_norm, self.batch_norm.training, self._kappa(tuple(x.shape))
 
-    def _normalised(self, x: Tensor, column: tuple[int, ...]) -> Tensor:
-        """The batch-normalised input; torch's own kernel where it does the same."""
-        batch_norm = self.batch_norm
-        torch_can = type(batch_norm) is nn.BatchNorm1d and self.ranks() is None and not self.unbiased_train_var
-        if torch_can and not (batch_norm.training and x[:, 0].numel() < 2):  # which is refused below
-            return apply_flat(batch_norm, x)
-        given = (*moments(x), num_positions(x), self.ranks(), self.unbiased_train_var)
-        mean_C, var_C, *kept = statistics_in_force(batch_norm, batch_norm.training, *given)
-        if batch_norm.training:
-            update_running_(batch_norm, *kept)
-        return (x - mean_C.view(column)) * (var_C + self.eps).rsqrt().view(column)
+        def formula(x: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+            given = (*moments(x), num_positions(x), self.ranks(), self.unbiased_train_var)
+            mean_C, var_C, *kept = statistics_in_force(batch_norm, training, *given)
+            return unitized_formula(x, vectors, mean_C, (var_C + self.eps).rsqrt(), kappa, self.eps), *kept
+
+        if training and (self.unbiased_train_var or self.ranks() is not None):
+            y, *statistics = formula(x, *self._vectors())
+        else:
+            assert batch_norm.running_mean is not None
+            assert batch_norm.running_var is not None
+            running = None if training else (batch_norm.running_mean, batch_norm.running_var)
+            y, *statistics = unitized_by_position(x, formula, running, self._vectors(), kappa, self.eps)
+        if training:
+            update_running_(batch_norm, *statistics)
+        return y
 
     def project_(self) -> None:
         """Clamp alpha to [0, 1] if the constraint is ``project``."""
