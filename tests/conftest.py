@@ -13,6 +13,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests: more threads than cores slow both down badly
 import torch  # reads the number of threads when it is imported
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 
 from tautnet.command_line import register_schema
 from tautnet.config import plain
@@ -49,7 +50,7 @@ def settings(tmp_path: Path) -> Iterator[Callable[..., dict]]:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+def command_that_draws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Run train.py as a script in this process and return its exit status."""
     monkeypatch.chdir(tmp_path)
 
@@ -68,6 +69,14 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., in
         return left.value.code
 
     return run
+
+
+@pytest.fixture
+def command(command_that_draws: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The same with blank pictures, made and kept as ever: drawing takes most of the time of a short run."""
+    for drawn in ("spline_monitor.plot_activation", "lipschitz_monitor._figure"):
+        monkeypatch.setattr(f"tautnet.callbacks.{drawn}", lambda *_: Figure(figsize=(1, 1)))
+    return command_that_draws
 
 
 # The compiled kernels are the exception: they depend on nothing that a test changes, and compiling takes seconds.

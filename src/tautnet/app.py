@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tautnet import distributed
 from tautnet.config import ConfigError, build, plain
 from tautnet.job import SETTINGS, execute
+from tautnet.layout import launched, num_processes, with_layout
 from tautnet.optim.settings import role_settings
 from tautnet.optim.steps import check_steps
 from tautnet.resume import continued, override_name
@@ -38,16 +40,25 @@ def run(config: DictConfig) -> float | None:
         return _start(_checked(config))
     except BaseException:
         if fresh and not (run_dir / SETTINGS).exists():
+            _end_logs_below(run_dir)
             shutil.rmtree(run_dir)
         raise
 
 
+def _end_logs_below(run_dir: Path) -> None:
+    """A launcher may log on in this process, and a log file in a directory that is gone would end it."""
+    for handler in logging.getLogger().handlers[:]:
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(run_dir):
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
 def _start(settings: dict[str, Any]) -> float | None:
     """Do a job in this process, together with others that torchrun or srun has started, or in new ones."""
-    if distributed.launched() is not None:
+    if launched() is not None:
         distributed.announce(settings)
         return do_with_others(settings)
-    if distributed.num_processes(settings["trainer"]) == 1:
+    if num_processes(settings["trainer"]) == 1:
         return execute(settings)
     job_logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
     distributed.run_workers({"settings": settings, "job_logging": job_logging})
@@ -67,7 +78,7 @@ def _checked(config: DictConfig) -> dict[str, Any]:
     run_dir = Path(settings["run_dir"])
     if any((run_dir / name).exists() for name in (SETTINGS, "result.json")):
         raise ConfigError(f"{run_dir}: holds a run already; name another directory by hydra.run.dir or hydra.sweep.dir")
-    settings["trainer"] = distributed.with_layout(settings["trainer"])
+    settings["trainer"] = with_layout(settings["trainer"])
     _try_parts(settings)
     return settings
 
@@ -93,3 +104,13 @@ def _try_parts(settings: Mapping[str, Any]) -> None:
         if name in settings["callbacks"] and stage not in settings["run"]:
             raise ConfigError(f"callbacks={name}: {why}, and run={settings['run']} has no {stage}")
     check_steps(settings["trainer"], settings["compile"])
+    strategy = settings["trainer"].get("strategy")
+    if isinstance(strategy, dict) and str(strategy.get("_target_")).endswith(".ModelParallelStrategy"):
+        _check_callbacks_of_shards(settings["callbacks"])
+
+
+def _check_callbacks_of_shards(callbacks: Mapping[str, Any]) -> None:
+    for name, callback in callbacks.items():
+        if str(callback.get("_target_")).rpartition(".")[2] not in ("ModelCheckpoint", "EarlyStopping"):
+            why = "looks at weights between the steps, where no process of trainer=fsdp has them whole"
+            raise ConfigError(f"callbacks.{name}: {why}; callbacks=checkpoints")

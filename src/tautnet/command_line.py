@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tautnet import distributed
 from tautnet.config import ConfigError, suggest
+from tautnet.layout import launched
 
 TRACEBACK_SWITCH = "HYDRA_FULL_ERROR"
 
@@ -57,7 +58,7 @@ def command_line(main: Callable[[], Any]) -> int:
     Of several processes that torchrun or srun has started, the first alone runs it; the others do the jobs with it.
     The environment variable HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
-    world = distributed.launched()
+    world = launched()
     if world is None:
         return _status_of(main)
     if world.rank > 0:

@@ -17,13 +17,13 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tautnet.config import ConfigError
+from tautnet.layout import launched, num_processes
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -33,102 +33,9 @@ class WorkerError(RuntimeError):
     """A process of a job failed under way. What went wrong stands above its message, if the process could say it."""
 
 
-CPU_PROCESSES = 2  # that devices=auto means on CPUs
 JOB = "job.json"
 _REFUSAL = "refusal"
 _PATIENCE = timedelta(hours=1)  # that processes wait for the first one, which may still be composing settings
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes that a launcher has started, seen from one of them.
-
-    Attributes:
-        launcher: its name, for messages.
-        rank: number of this process.
-        size: number of processes.
-        local_size: of those, the ones on each node.
-    """
-
-    launcher: str
-    rank: int
-    size: int
-    local_size: int
-
-
-def launched() -> World | None:
-    """The processes that torchrun or srun has started, if there are several."""
-    env = os.environ
-    if "TORCHELASTIC_RUN_ID" in env:
-        world = World("torchrun", int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_WORLD_SIZE"]))
-    elif "SLURM_STEP_NUM_TASKS" in env:  # of srun alone: a batch script itself is one process, whatever it asked for
-        size = int(env["SLURM_STEP_NUM_TASKS"])
-        world = World("srun", int(env["SLURM_PROCID"]), size, size // _num_slurm_nodes())
-    else:
-        return None
-    return world if world.size > 1 else None
-
-
-def _num_slurm_nodes() -> int:
-    return int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
-
-
-def with_layout(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the trainer with numbers for ``devices=auto`` and ``num_nodes=auto``.
-
-    ``auto`` is what torchrun or srun has started; without them one node, and on it all GPUs, or on CPUs 2 processes.
-
-    Raises:
-        ConfigError: numbers that are none, or not those of the launcher.
-    """
-    world = launched()
-    devices, nodes = trainer["devices"], trainer["num_nodes"]
-    if devices == "auto":
-        devices = world.local_size if world else _num_devices(trainer.get("accelerator"))
-    if nodes == "auto":
-        nodes = world.size // world.local_size if world else 1
-    if not (_is_list_of_gpus(devices) or _is_count(devices)):
-        raise ConfigError(f"trainer.devices={devices}: auto, an integer of at least 1, or a list of GPUs")
-    if not _is_count(nodes):
-        raise ConfigError(f"trainer.num_nodes={nodes}: auto, or an integer of at least 1")
-    found = dict(trainer) | {"devices": devices, "num_nodes": nodes}
-    count = num_processes(found)
-    if world is not None and (count, count * nodes) != (world.local_size, world.size):
-        started = f"{world.launcher} has started {world.local_size} on each of {world.size // world.local_size} nodes"
-        raise ConfigError(f"trainer.devices={devices} trainer.num_nodes={nodes}: auto; {started}")
-    if world is None and nodes > 1:
-        raise ConfigError(f"trainer.num_nodes={nodes}: 1, or start the processes by torchrun or srun")
-    if world is None and count == 1 and "strategy" in found and _shares_gradients_only(found["strategy"]):
-        found["strategy"] = "auto"  # with nobody to share them with
-    return found
-
-
-def num_processes(trainer: Mapping[str, Any]) -> int:
-    """Processes on each node, of settings that have their layout."""
-    devices = trainer["devices"]
-    return len(devices) if isinstance(devices, list) else int(devices)
-
-
-def _num_devices(accelerator: Any) -> int:
-    import torch
-
-    gpus = 0 if accelerator == "cpu" else torch.cuda.device_count()
-    return gpus or (CPU_PROCESSES if accelerator == "cpu" else 1)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_list_of_gpus(devices: Any) -> bool:
-    return isinstance(devices, list) and len(devices) > 0 and all(isinstance(device, int) for device in devices)
-
-
-def _shares_gradients_only(strategy: Any) -> bool:
-    return isinstance(strategy, dict) and str(strategy.get("_target_")).endswith(".DDPStrategy")
-
-
-# --- processes of our own ---------------------------------------------------------------------------------------------
 
 
 def run_workers(job: Mapping[str, Any]) -> None:
@@ -234,7 +141,9 @@ def _store() -> TCPStore:
         from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
         # Lightning accepts a number of tasks in this form alone; what srun has started is the same either way.
-        env.setdefault("SLURM_NTASKS_PER_NODE", str(int(env["SLURM_STEP_NUM_TASKS"]) // _num_slurm_nodes()))
+        world = launched()
+        assert world is not None
+        env.setdefault("SLURM_NTASKS_PER_NODE", str(world.local_size))
         slurm = SLURMEnvironment(auto_requeue=False)
         address, port, opens = slurm.main_address, slurm.main_port, env["SLURM_PROCID"] == "0"
     return TCPStore(address, port, is_master=opens, timeout=_PATIENCE, wait_for_workers=False)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from tautnet import logkeys
 from tautnet.config import ConfigError, build, key_of, locate
 from tautnet.factories import DataError
+from tautnet.layout import num_ranks
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -75,6 +76,9 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     _check_task(settings["model"], data.task)
     if "certify" in settings["callbacks"] and data.task != "classification":
         raise ConfigError(f"callbacks=certify: predicted classes are certified, the data is for {data.task}")
+    ranks = num_ranks(settings["trainer"])
+    if data.batch_size % ranks:
+        raise ConfigError(f"data.batch_size={data.batch_size}: a multiple of the {ranks} processes that share it")
     model = build({"_target_": settings["model"]["_target_"]}, "model", config=spec)
     if "fit" in settings["run"]:
         batch = next(iter(data.train_dataloader()))

@@ -113,3 +113,17 @@ def vcl(path: str, quantity: str = "mean") -> str:
 
 DISCRIMINANT_ALIGNMENT = "discriminant/alignment"  # |cos| of the first layer's weight and the LDA direction
 DISCRIMINANT_RATIO = "discriminant/ratio"  # between over within variance of its projection, relative to the LDA's
+
+
+# What a run and a sweep are summarised by: words, name, format
+SUMMARY = (
+    ("test accuracy", accuracy("test"), "{:.4f}"),
+    ("test R2", r2("test"), "{:.4f}"),
+    ("test PSNR, dB", psnr("test"), "{:.2f}"),
+    ("Lipschitz bound, p = 2", LIPSCHITZ_BOUND, "{:.4g}"),
+    ("Lipschitz observed, p = 2", LIPSCHITZ_LOWER, "{:.4g}"),
+    ("active knots", ACTIVE_KNOTS, "{:.0f}"),
+    ("knots before sparsification", SPARSIFY_KNOTS_BEFORE, "{:.0f}"),
+    ("knots after sparsification", SPARSIFY_KNOTS_AFTER, "{:.0f}"),
+    ("seconds of training", FIT_SECONDS, "{:.1f}"),
+)

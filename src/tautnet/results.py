@@ -18,18 +18,6 @@ from rich.table import Table
 
 from tautnet import logkeys
 
-SUMMARY = (
-    ("test accuracy", logkeys.accuracy("test"), "{:.4f}"),
-    ("test R2", logkeys.r2("test"), "{:.4f}"),
-    ("test PSNR, dB", logkeys.psnr("test"), "{:.2f}"),
-    ("Lipschitz bound, p = 2", logkeys.LIPSCHITZ_BOUND, "{:.4g}"),
-    ("Lipschitz observed, p = 2", logkeys.LIPSCHITZ_LOWER, "{:.4g}"),
-    ("active knots", logkeys.ACTIVE_KNOTS, "{:.0f}"),
-    ("knots before sparsification", logkeys.SPARSIFY_KNOTS_BEFORE, "{:.0f}"),
-    ("knots after sparsification", logkeys.SPARSIFY_KNOTS_AFTER, "{:.0f}"),
-    ("seconds of training", logkeys.FIT_SECONDS, "{:.1f}"),
-)
-
 
 def write_down(settings: dict[str, Any], metrics: dict[str, float], trainer: pl.Trainer, run_dir: Path) -> None:
     """Write ``result.json``, hand settings and final metrics to the loggers, print the summary."""
@@ -42,14 +30,16 @@ def write_down(settings: dict[str, Any], metrics: dict[str, float], trainer: pl.
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("tautnet", "torch", "pytorch-lightning", "hydra-core")},
     }
-    (run_dir / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     _log_settings(settings, metrics, trainer)
+    part = run_dir / "result.json.part"  # the file itself says that a run is finished: it comes last, and whole
+    part.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    part.replace(run_dir / "result.json")
     _print_summary(metrics, run_dir, any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers))
 
 
 def _log_settings(settings: dict[str, Any], metrics: Mapping[str, float], trainer: pl.Trainer) -> None:
     """The settings and, where the logger has a table for both, the final metrics beside them."""
-    shown = {settings["objective"], *(key for _, key, _ in SUMMARY)}
+    shown = {settings["objective"], *(key for _, key, _ in logkeys.SUMMARY)}
     final = {f"final/{name}": value for name, value in metrics.items() if name in shown}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -80,7 +70,7 @@ def _git_hash() -> str | None:
 
 def _print_summary(metrics: Mapping[str, float], run_dir: Path, on_tensorboard: bool) -> None:
     table = Table(show_header=False)
-    for label, key, form in SUMMARY:
+    for label, key, form in logkeys.SUMMARY:
         if key in metrics:
             table.add_row(label, form.format(metrics[key]))
     console = Console(soft_wrap=True, highlight=False)

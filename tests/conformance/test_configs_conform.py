@@ -13,7 +13,7 @@ from torch import nn
 from tautnet.config import ConfigError, build, locate
 from tautnet.lipschitz import linear_maps, lipschitz_bound
 from tautnet.models import AbstractModel
-from tautnet.models.base import build_net
+from tautnet.models.network import build_net
 from tautnet.normalizers import spectral
 from tautnet.optim.roles import parameters_by_role
 from tautnet.optim.settings import make_optimizer, role_settings

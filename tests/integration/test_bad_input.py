@@ -2,13 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT
+from forked import finish, start, train
 
 # argument -> what the message has to name
 BAD = {
@@ -57,7 +55,8 @@ BAD = {
     "optimizer.lr=inf": ("optimizer.lr=inf", "finite"),
     "regularizer.tv2.weight=inf": ("regularizer.tv2.weight=inf", "finite"),
     "trainer.max_epochs=0": ("trainer.max_epochs=0", "at least 1"),
-    "trainer.devices=2": ("trainer.devices=2", "1"),
+    "trainer.devices=0": ("trainer.devices=0", "at least 1"),
+    "trainer.num_nodes=2": ("trainer.num_nodes=2", "torchrun or srun"),
     "+model.net.input_shape=5": ("model.net.input_shape=5", "application"),
     "+trainer.logger=true": ("trainer.logger=True", "application"),
 }
@@ -100,13 +99,11 @@ def test_a_directory_that_holds_something_is_left_alone(command, tmp_path, name)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
 
 
-def test_the_switch_shows_the_traceback(tmp_path):
-    arguments = [sys.executable, str(ROOT / "train.py"), "optimizer.lr=-1", f"hydra.run.dir={tmp_path / 'run'}"]
-    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-    quiet = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
-    loud = subprocess.run(
-        arguments, capture_output=True, text=True, env=environment | {"HYDRA_FULL_ERROR": "1"}, check=False
-    )
+def test_the_switch_shows_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    arguments = ("optimizer.lr=-1", f"hydra.run.dir={tmp_path / 'run'}")
+    quiet = finish(start(train, *arguments, folder=tmp_path), tmp_path)
+    loud = finish(start(train, *arguments, folder=tmp_path, HYDRA_FULL_ERROR="1"), tmp_path)
     assert quiet.returncode == 2
     assert "Traceback" not in quiet.stdout + quiet.stderr
     assert loud.returncode != 0
@@ -121,11 +118,19 @@ def edited(path, folder, change) -> str:
     return str(folder / "edited.ckpt")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
 @pytest.fixture
-def checkpoint(command, tmp_path):
-    settings = ("model=mlp", "debug=fast", "trainer.enable_progress_bar=false", "scheduler=none")
-    assert command(*settings, f"hydra.run.dir={tmp_path / 'trained'}") == 0
-    return tmp_path / "trained" / "checkpoints" / "last.ckpt"
+def checkpoint(command, trained, capsys):
+    """Trained once; not to be changed."""
+    if not trained.exists():
+        settings = ("model=mlp", "debug=fast", "trainer.enable_progress_bar=false", "scheduler=none")
+        assert command(*settings, f"hydra.run.dir={trained}") == 0
+        capsys.readouterr()
+    return trained / "checkpoints" / "last.ckpt"
 
 
 def test_a_checkpoint_of_other_data_is_refused_before_anything_is_written(command, checkpoint, capsys, tmp_path):
@@ -188,19 +193,16 @@ def test_a_directory_that_cannot_be_made_is_named(command, capsys, tmp_path):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_end_with_the_status_that_shells_expect(tmp_path, number, status):
     run = tmp_path / "run"
-    settings = ("data.batch_size=4", "trainer.max_epochs=500", "trainer.enable_progress_bar=false", "model=mlp")
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *settings, f"hydra.run.dir={run}"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"HYDRA_FULL_ERROR": "0"},
-    )  # fmt: skip
+    quick = ("model=mlp", "callbacks=checkpoints", "trainer.enable_progress_bar=false")
+    settings = ("data.batch_size=4", "trainer.max_epochs=500", *quick)
+    process = start(train, *settings, f"hydra.run.dir={run}", folder=tmp_path, HYDRA_FULL_ERROR="0")
     while not (run / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.1)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == status, error
-    assert "Traceback" not in error
+    os.kill(process.pid, number)
+    done = finish(process, tmp_path)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
     torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from tautnet.config import build
 from tautnet.lipschitz import lipschitz_bound
-from tautnet.models.base import build_net
+from tautnet.models.network import build_net
 from tautnet.optim.roles import parameters_by_role
 
 QUIET = ("trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "callbacks.lipschitz.every_n_epochs=100")

@@ -10,7 +10,7 @@ from data_settings import small_files
 
 from tautnet.config import build
 from tautnet.lipschitz import lipschitz_bound
-from tautnet.models.base import build_net
+from tautnet.models.network import build_net
 
 QUIET = ("trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "callbacks.lipschitz.every_n_epochs=100")
 

@@ -55,15 +55,27 @@ def test_the_commands_were_found():
     assert "python -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest" in README
 
 
-@pytest.mark.parametrize("line", [line for line in TRAINING if line == "python train.py" or " -m " in line])
-def test_main_job_and_sweep(line, folder):
-    before = set(folder.rglob("result.json"))
-    few = ["callbacks=checkpoints"] if " -m " in line else []
-    done = run(line, folder, "debug=fast", *few)
+@pytest.fixture(scope="module")
+def main_job(folder: Path) -> Path:
+    """The directory of the first command's run, in a process of its own."""
+    done = run("python train.py", folder, "debug=fast")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    jobs = prod(argument.count(",") + 1 for argument in shlex.split(line)) if " -m " in line else 1
-    assert len(set(folder.rglob("result.json")) - before) == jobs
+    (result,) = folder.rglob("result.json")
+    return result.parent
+
+
+def test_main_job(main_job):
+    assert "python train.py" in COMMANDS
+    assert (main_job / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("line", [line for line in TRAINING if " -m " in line])
+def test_sweep(line, command, capsys, tmp_path):
+    assert command(*shlex.split(line)[2:], "debug=fast", "callbacks=checkpoints") == 0
+    assert "Traceback" not in capsys.readouterr().err
+    jobs = prod(argument.count(",") + 1 for argument in shlex.split(line))
+    assert len(list(tmp_path.rglob("result.json"))) == jobs
 
 
 @pytest.mark.parametrize("line", [line for line in TRAINING if line != "python train.py" and " -m " not in line])
@@ -100,14 +112,11 @@ def test_commands_on_files(line, command, tmp_path):
 
 
 @pytest.mark.parametrize("line", CONTINUING)
-def test_continuing_commands(line, folder):
-    if not (folder / "first").exists():
-        assert run("python train.py", folder, "debug=fast", "hydra.run.dir=first").returncode == 0
-    target = folder / f"continued{CONTINUING.index(line)}"
-    line = line.replace("<run>", "first").replace("max_epochs=40", "max_epochs=2")
-    done = run(line, folder, f"hydra.run.dir={target}", *(FEW_CERTIFICATES if "certify" in line else []))
-    assert done.returncode == 0, done.stderr
-    assert "test/acc" in json.loads((target / "result.json").read_text())["metrics"]
+def test_continuing_commands(line, command, main_job, tmp_path):
+    line = line.replace("<run>", str(main_job)).replace("max_epochs=40", "max_epochs=2")
+    few = FEW_CERTIFICATES if "certify" in line else []
+    assert command(*shlex.split(line)[2:], f"hydra.run.dir={tmp_path / 'run'}", *few) == 0
+    assert "test/acc" in json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
 
 
 def test_help_is_for_people(folder):

@@ -2,13 +2,10 @@
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import ROOT
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -235,21 +232,18 @@ def test_averaged_weights_are_what_is_sparsified_and_tested(command, tmp_path):
     assert measured["spline/active_knots"] <= measured["sparsify/knots_after"]
 
 
-def test_the_command_of_the_readme(tmp_path):
-    """A run of its own process: what it leaves, and a test of the sparse checkpoint alone."""
-
-    def train(*arguments):
-        command = [sys.executable, str(ROOT / "train.py"), *QUIET, *arguments]
-        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-
+def test_the_command_of_the_readme(command, tmp_path, capsys):
+    """What it leaves, and a test of the sparse checkpoint alone."""
     run, alone = tmp_path / "run", tmp_path / "alone"
-    printed = train("callbacks=sparsify", *SMALL, f"hydra.run.dir={run}")
+    assert command(*QUIET, "callbacks=sparsify", *SMALL, f"hydra.run.dir={run}") == 0
+    printed = capsys.readouterr().out
     assert "Sparsified: " in printed
     measured = json.loads((run / "result.json").read_text())["metrics"]
     assert measured["sparsify/knots_after"] < measured["sparsify/knots_before"]
     assert {"sparsify/metric_before", "sparsify/metric_after", "sparsify/sup_change"} < measured.keys()
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt", "sparse.ckpt"}
-    train("run=[test]", f"ckpt={run / 'checkpoints' / 'sparse.ckpt'}", f"hydra.run.dir={alone}")
+    ckpt = f"ckpt={run / 'checkpoints' / 'sparse.ckpt'}"
+    assert command(*QUIET, "run=[test]", ckpt, f"hydra.run.dir={alone}") == 0
     again = json.loads((alone / "result.json").read_text())["metrics"]
     for name in ("test/acc", "test/loss", "spline/active_knots", "lipschitz/bound_p2"):
         assert again[name] == measured[name]

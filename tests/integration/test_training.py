@@ -30,11 +30,11 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def main_job(command, run_dirs, capsys) -> Path:
+def main_job(command_that_draws, run_dirs, capsys) -> Path:
     """The main job once, in fewer epochs; what it printed stands in ``printed.txt``."""
     run = run_dirs / "main"
     if not run.exists():
-        assert command(*QUIET, "trainer.max_epochs=10", f"hydra.run.dir={run}") == 0
+        assert command_that_draws(*QUIET, "trainer.max_epochs=10", f"hydra.run.dir={run}") == 0
         (run / "printed.txt").write_text(capsys.readouterr().out)
     return run
 

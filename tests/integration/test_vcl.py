@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forked import finish, start
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -140,7 +140,12 @@ def train_rank(rank, folder):
 
 
 def test_two_processes_average_their_own_terms(tmp_path):
-    mp.start_processes(train_rank, (str(tmp_path),), nprocs=2, start_method="spawn")
+    folders = [tmp_path / str(rank) for rank in range(2)]
+    for folder in folders:
+        folder.mkdir()
+    ranks = [start(train_rank, rank, str(tmp_path), folder=folder) for rank, folder in enumerate(folders)]
+    for done in (finish(process, folder) for process, folder in zip(ranks, folders, strict=True)):
+        assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "gradients.pt")
     for number, parts in enumerate((batches()[:2], (batches()[0], batches()[2]))):
         model = Both()

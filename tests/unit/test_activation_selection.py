@@ -10,7 +10,7 @@ from tautnet.activations import LinearSpline, MaxMin, ReLU, Slaf
 from tautnet.activations.base import AbstractActivation
 from tautnet.config import ConfigError
 from tautnet.models.activation_at import place_activations_
-from tautnet.models.base import build_net
+from tautnet.models.network import build_net
 
 
 @pytest.fixture

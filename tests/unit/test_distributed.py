@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tautnet import distributed
+from tautnet import distributed, layout
 from tautnet.config import ConfigError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "RANK": "3", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2"}
@@ -30,7 +30,7 @@ def launcher(monkeypatch):
 @pytest.mark.parametrize(("name", "environment"), [("torchrun", TORCHRUN), ("srun", SRUN)])
 def test_a_launcher_says_who_takes_part(launcher, name, environment):
     launcher(environment)
-    assert distributed.launched() == distributed.World(name, rank=3, size=6, local_size=2)
+    assert layout.launched() == layout.World(name, rank=3, size=6, local_size=2)
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,11 @@ def test_a_launcher_says_who_takes_part(launcher, name, environment):
 )
 def test_one_process_is_no_launch(launcher, environment):
     launcher(environment)
-    assert distributed.launched() is None
+    assert layout.launched() is None
 
 
-def layout(accelerator="cpu", devices="auto", num_nodes="auto", **others):
-    found = distributed.with_layout(
+def laid_out(accelerator="cpu", devices="auto", num_nodes="auto", **others):
+    found = layout.with_layout(
         {"accelerator": accelerator, "devices": devices, "num_nodes": num_nodes, "strategy": DDP} | others
     )
     return found["devices"], found["num_nodes"], found["strategy"]
@@ -56,51 +56,51 @@ def layout(accelerator="cpu", devices="auto", num_nodes="auto", **others):
 
 def test_auto_is_what_the_launcher_has_started(launcher):
     launcher(TORCHRUN)
-    assert layout() == (2, 3, DDP)
-    assert layout(devices=2, num_nodes=3) == (2, 3, DDP)
+    assert laid_out() == (2, 3, DDP)
+    assert laid_out(devices=2, num_nodes=3) == (2, 3, DDP)
 
 
 def test_auto_is_otherwise_one_node_with_all_gpus_or_two_processes_of_a_cpu(launcher, monkeypatch):
-    assert layout() == (2, 1, DDP)
+    assert laid_out() == (2, 1, DDP)
     for count in (1, 4):
         monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
-        assert layout("gpu")[:2] == layout("auto")[:2] == (count, 1)
-    assert layout("cpu")[0] == 2  # the GPUs are not asked
+        assert laid_out("gpu")[:2] == laid_out("auto")[:2] == (count, 1)
+    assert laid_out("cpu")[0] == 2  # the GPUs are not asked
 
 
 def test_one_device_alone_has_nobody_to_share_gradients_with(launcher):
-    assert layout(devices=1) == (1, 1, "auto")
+    assert laid_out(devices=1) == (1, 1, "auto")
     sharded = {"_target_": "pytorch_lightning.strategies.ModelParallelStrategy"}
-    assert layout(devices=1, strategy=sharded)[2] == sharded
+    assert laid_out(devices=1, strategy=sharded)[2] == sharded
 
 
 def test_named_gpus_stay_named(launcher):
-    assert layout("gpu", devices=[0, 2]) == ([0, 2], 1, DDP)
-    assert distributed.num_processes({"devices": [0, 2]}) == 2
+    assert laid_out("gpu", devices=[0, 2]) == ([0, 2], 1, DDP)
+    assert layout.num_processes({"devices": [0, 2]}) == 2
 
 
 @pytest.mark.parametrize("devices", [0, -1, "all", [], 1.5, True, None, ["a"]])
 def test_devices_that_are_no_number_are_refused(launcher, devices):
     with pytest.raises(ConfigError, match=r"^trainer\.devices=.*: auto, an integer of at least 1, or a list of GPUs"):
-        layout(devices=devices)
+        laid_out(devices=devices)
 
 
 @pytest.mark.parametrize("num_nodes", [0, "two"])
 def test_nodes_that_are_no_number_are_refused(launcher, num_nodes):
     with pytest.raises(ConfigError, match=rf"^trainer\.num_nodes={num_nodes}: auto, or an integer of at least 1"):
-        layout(num_nodes=num_nodes)
+        laid_out(num_nodes=num_nodes)
 
 
 def test_several_nodes_need_a_launcher(launcher):
     with pytest.raises(ConfigError, match=r"^trainer\.num_nodes=2: .*torchrun or srun"):
-        layout(num_nodes=2)
+        laid_out(num_nodes=2)
 
 
 @pytest.mark.parametrize("asked", [{"devices": 1}, {"devices": 3, "num_nodes": 2}, {"num_nodes": 1}])
 def test_other_numbers_than_the_launchers_are_refused(launcher, asked):
     launcher(SRUN)
     with pytest.raises(ConfigError, match=r"auto; srun has started 2 on each of 3 nodes"):
-        layout(**asked)
+        laid_out(**asked)
 
 
 def test_settings_reach_the_other_processes_in_order_until_they_are_dismissed(launcher, monkeypatch):

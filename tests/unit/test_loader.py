@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from tautnet.data.augment import Augmentation
 from tautnet.data.base import AbstractTensorData, Splits
@@ -157,7 +158,15 @@ def test_finished_batches_are_asked_for_anew_in_every_epoch():
 
 def test_every_process_has_the_same_number_of_samples_in_full_batches():
     with pytest.raises(ValueError, match=r"\Abatch_size=6: a multiple of the 4 processes"):
-        loader(10, 6, world_size=4)
+        loader(10, 6, drop_last=True, world_size=4)
+
+
+def test_parts_differ_by_one_sample_at_most_and_the_first_process_has_one():
+    shares = [loader(10, 4, shuffle=False, rank=rank, world_size=3) for rank in range(3)]
+    parts = [[y.tolist() for _, y in share] for share in shares]
+    assert parts == [[[0, 1], [4, 5], [8]], [[2], [6], [9]], [[3], [7], []]]
+    *_, (x, y) = shares[2]
+    assert (x.shape, y.shape) == ((0, 1), (0,))
 
 
 # --- data modules -----------------------------------------------------------------------------------------------------
@@ -192,6 +201,34 @@ def test_training_leaves_out_the_rest_and_evaluation_covers_everything_in_order(
 def test_batches_of_large_samples_take_16_mebibytes_in_evaluation():
     assert [len(y) for _, y in Numbers(shape=(2, 2048)).test_dataloader()] == [1024, 1024, 52]
     assert [len(y) for _, y in Numbers(shape=(1, 8192)).test_dataloader()] == [512] * 4 + [52]
+
+
+class Place:
+    """What a data module asks of its trainer."""
+
+    training = False
+
+    def __init__(self, rank, world_size):
+        self.global_rank, self.world_size, self.strategy = rank, world_size, self
+        self.root_device = torch.device("cpu")
+
+
+def test_processes_share_the_evaluation_of_a_data_module():
+    data = Numbers()
+    parts = []
+    for rank in range(2):
+        data.trainer = Place(rank, 2)
+        parts.append([y.tolist() for _, y in data.test_dataloader()])
+    data.trainer = None
+    together = [a + b for a, b in zip(*parts, strict=True)]
+    assert together == [y.tolist() for _, y in data.test_dataloader()]
+
+
+def test_an_evaluation_of_fewer_samples_than_processes_is_refused():
+    data = Numbers()
+    data.trainer = Place(0, 8)
+    with pytest.raises(MisconfigurationException, match=r"^trainer\.devices: 8 processes .* has 7 samples"):
+        data.val_dataloader()
 
 
 def test_training_order_follows_seed_and_shuffle():

@@ -1,12 +1,12 @@
 """The compiled library: built once, kept, checked, done without."""
 
 import logging
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from forked import finish, start
 from test_kernels import agree, case, needs_compiler, results
 
 from tautnet.kernels import dispatch, linear_spline, native
@@ -66,23 +66,24 @@ def test_a_compiler_that_fails_leaves_the_reference_and_no_files(monkeypatch, ca
         native._library.cache_clear()
 
 
-def fresh_library(code, **environment):
-    """Run code in a process that loads the library anew."""
-    environment = os.environ | environment
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-
-
 @needs_compiler
 def test_the_library_is_compiled_once_and_again_when_it_is_damaged(tmp_path):
-    code = "from tautnet.kernels import native; assert native.available()"
-    assert fresh_library(code, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
+    """Each time in a process that has loaded no library yet."""
+    code = (
+        "from tautnet.kernels import native;assert native._library.cache_info().currsize == 0;assert native.available()"
+    )
+
+    def loaded():
+        return finish(start(exec, code, folder=tmp_path, XDG_CACHE_HOME=str(tmp_path)), tmp_path).returncode == 0
+
+    assert loaded()
     (path,) = (tmp_path / "tautnet-kernels").glob("*.so")
     before, content = path.stat().st_mtime_ns, path.read_bytes()
-    assert fresh_library(code, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
+    assert loaded()
     assert path.stat().st_mtime_ns == before
     for damaged in (b"", content[:20000], content[:-1] + b"x"):
         path.write_bytes(damaged)
-        assert fresh_library(code, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
+        assert loaded()
         assert len(path.read_bytes()) == len(content)
     assert {found.suffix for found in path.parent.iterdir()} == {".so", ".sha256"}
 

@@ -9,7 +9,7 @@ from tautnet.activations import ReLU
 from tautnet.backbones import LayerFactory, Residual, mlp
 from tautnet.config import ConfigError
 from tautnet.models import Classifier
-from tautnet.models.base import build_net
+from tautnet.models.network import build_net
 from tautnet.normalizers import Bjorck, Spectral, no_output_norm, no_weight_norm
 from tautnet.normalizers.selection import matching, normalize_weights_, select_layers
 

@@ -19,7 +19,7 @@ from tautnet.lipschitz.certify import Certifier
 from tautnet.lipschitz.local import local_lipschitz_bound
 from tautnet.lipschitz.normalization import normalizer_constant
 from tautnet.lipschitz.structure import read
-from tautnet.models.base import build_net
+from tautnet.models.network import build_net
 from tautnet.normalizers.group import GroupNorm, instance_norm, layer_norm
 from tautnet.normalizers.none import no_weight_norm
 from tautnet.normalizers.rms import RmsNorm

@@ -25,6 +25,7 @@ ALLOWED = {
     "lipschitz": {"functional", "factories", "backbones", "activations"},
     "regularizers": {"functional", "factories", "activations", "lipschitz", "normalizers"},
     "losses": {"lipschitz", "factories", "activations"},
+    "sweeps": {"command_line", "config", "layout", "logkeys"},
     "slnn": {"activations", "backbones", "factories", "functional", "lipschitz", "normalizers"},
     "splines": {"functional", "activations", "factories"},
     "optim": {"factories", "config"},
@@ -53,17 +54,18 @@ ALLOWED = {
         "slnn",
     },
     "data": {"factories"},
-    "command_line": {"config", "distributed", "resume", "worker"},
+    "command_line": {"config", "distributed", "layout", "resume", "worker"},
     "resume": {"config"},
-    "app": {"config", "distributed", "job", "optim", "resume", "worker"},
+    "app": {"config", "distributed", "job", "layout", "optim", "resume", "worker"},
     "app_callbacks": set(),
-    "distributed": {"config"},
-    "job": {"app_callbacks", "config", "factories", "logkeys", "results"},
+    "distributed": {"config", "layout"},
+    "job": {"app_callbacks", "config", "factories", "layout", "logkeys", "results"},
+    "layout": {"config"},
     "worker": {"config", "distributed", "job"},
     "results": {"logkeys"},
 }
 KNOW_LIGHTNING = {"models", "callbacks", "data", "app_callbacks", "distributed", "job", "results"}
-KNOW_HYDRA = {"app", "app_callbacks", "command_line", "config", "resume", "worker"}
+KNOW_HYDRA = {"sweeps", "app", "app_callbacks", "command_line", "config", "resume", "worker"}
 
 
 def unit_of(path: Path) -> str:

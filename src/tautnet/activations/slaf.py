@@ -19,7 +19,7 @@ from tautnet.activations.spline_init import Sharing
 from tautnet.factories import Role, Synchronised
 from tautnet.functional.bases import Basis, elements, num_elements
 from tautnet.functional.basis_sum import BasisSum
-from tautnet.functional.batch_statistics import largest, standardised, standardised_powers
+from tautnet.functional.batch_statistics import all_ranks, largest, standardised, standardised_powers
 from tautnet.functional.polynomial import beside
 
 
@@ -32,8 +32,8 @@ class Slaf(AbstractActivation, Synchronised):
     sigmoid is 1. Other normalisations leave mu and v out and have e_j act on a normalised z.
 
     The arithmetic is in float32 at least, whatever autocast says; the result takes the input's dtype. NaN gives NaN, in
-    training in the whole channel. After ``synchronise_`` or conversion to SyncBatchNorm statistics are those of all
-    ranks, but for the maximum of ``maxabs``, which is each rank's own. In eval mode Horner's scheme runs in float64 for
+    training in the whole channel. After ``synchronise_`` statistics are those of all ranks, and so they are after
+    conversion to SyncBatchNorm, but for the maximum of ``maxabs``. In eval mode Horner's scheme runs in float64 for
     degrees above 7. The layer itself is not for float16: its running variances overflow.
 
     Source: Goyal, Goyal, Lall (2019), definition and settings after the authors' code. Differences: ``momentum`` 0.1
@@ -163,7 +163,7 @@ class Slaf(AbstractActivation, Synchronised):
     def _by_batch(self, z: Tensor) -> Tensor:
         """The sum with the statistics of the batch, which the running ones follow."""
         if self.running_max is not None and self.scale is not None:
-            largest_C = largest(z, self.running_max, self.momentum)
+            largest_C = largest(z, self.running_max, self.momentum, all_ranks() if self.synchronised else None)
             return self._sum().values(z / beside(z, self.scale * largest_C + self.eps).to(z.dtype))
         assert self.batch_norm is not None
         if self.normalize == "input":

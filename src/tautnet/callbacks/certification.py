@@ -24,6 +24,7 @@ from tautnet.lipschitz.attack import attack
 from tautnet.lipschitz.certify import Certifier, margins
 from tautnet.lipschitz.input_scale import InputScale
 from tautnet.models.base import AbstractModel
+from tautnet.models.ranks import joined, log_alike, spread
 
 _log = logging.getLogger(__name__)
 NORMS = {"l2": 2.0, "linf": inf}
@@ -47,7 +48,7 @@ class Certification(pl.Callback):
     survives projected gradient descent, and the share right without either; certified <= attacked <= clean. An attack
     that flips a certified prediction would disprove a certificate, and stops the program. All on a copy in float64,
     with the input in raw units; perturbations are not confined to the range of valid pixels, by certificates and
-    attacks alike.
+    attacks alike. On several ranks each examines all of these samples, which it gets from the others.
 
     Args:
         epsilons_l2: radii in the Euclidean norm, rising, at least 0, in the raw units of the data's ``input_scale``.
@@ -83,7 +84,8 @@ class Certification(pl.Callback):
                 raise ValueError(f"{name}={count}: at least 1")
         self.num_samples, self.num_steps, self.num_restarts = num_samples, num_steps, num_restarts
         self.seed, self.folder = seed, folder
-        self._samples: list[tuple[Tensor, Tensor]] = []
+        self._samples: list[tuple[Tensor, ...]] = []
+        self._num_kept = 0  # by all ranks
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what has no classes, before training."""
@@ -93,18 +95,18 @@ class Certification(pl.Callback):
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin without samples."""
-        self._samples = []
+        self._samples, self._num_kept = [], 0
 
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the batch's share of the samples, evenly spread over it: data may be sorted."""
         num_batches = sum(trainer.num_test_batches)
-        if isinf(num_batches) and sum(len(x) for x, _ in self._samples) >= self.num_samples:
+        if isinf(num_batches) and self._num_kept >= self.num_samples:
             return
         share = max(1, ceil(self.num_samples / num_batches))  # a stream may not know how many batches it has
-        step = max(1, len(batch[0]) // share)
-        x, targets = (part[::step][:share] for part in batch)
+        (x, targets), count = spread((batch[0], batch[1]), share)
+        self._num_kept += count
         self._samples.append((x, targets if targets.dim() == 1 else targets.argmax(1)))
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -113,18 +115,19 @@ class Certification(pl.Callback):
         if trainer.datamodule is None:  # type: ignore[attr-defined]
             raise MisconfigurationException("callbacks.certify: needs a data module, which knows the unit of the data")
         scale_C: Tensor = trainer.datamodule.input_scale  # type: ignore[attr-defined]
+        samples = joined(self._samples)
         with torch.inference_mode(False):  # Lightning tests in it, and nothing can be differentiated there
-            inputs, labels = (torch.cat([pair[i] for pair in self._samples]).clone() for i in (0, 1))
+            inputs, labels = (torch.cat([pair[i] for pair in samples]).clone() for i in (0, 1))
             net = nn.Sequential(InputScale(scale_C.to(inputs.device)), deepcopy(pl_module.net)).double().eval()
             column = (-1, *[1] * (inputs.dim() - 2))
             x = inputs.double() * scale_C.to(inputs.device, torch.float64).view(column)
             found = {norm: self._examine(net, x, labels, norm) for norm in NORMS if self.epsilons[norm]}
         self._samples = []
         rows = [row for norm_rows, _ in found.values() for row in norm_rows]
-        pl_module.log(logkeys.CERTIFIED_CLEAN, rows[0].clean)
+        log_alike(pl_module, logkeys.CERTIFIED_CLEAN, rows[0].clean)
         for row in rows:
-            pl_module.log(logkeys.certified(row.norm, row.eps), row.certified)
-            pl_module.log(logkeys.attacked(row.norm, row.eps), row.attacked)
+            log_alike(pl_module, logkeys.certified(row.norm, row.eps), row.certified)
+            log_alike(pl_module, logkeys.attacked(row.norm, row.eps), row.attacked)
         if trainer.is_global_zero:
             self._write(rows, {norm: radii for norm, (_, radii) in found.items()})
             figure = accuracy_figure(rows)

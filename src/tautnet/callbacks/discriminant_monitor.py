@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from tautnet import logkeys
 from tautnet.models.base import AbstractModel
+from tautnet.models.ranks import gathered, log_alike
+
+Sums = dict[int, tuple[int, Tensor, Tensor]]  # by class: count, sum, sum of products
 
 
 class DiscriminantMonitor(pl.Callback):
@@ -20,12 +23,12 @@ class DiscriminantMonitor(pl.Callback):
     covariance within classes: ``discriminant/alignment`` is |cos| of the angle between w and S^-1 d, and
     ``discriminant/ratio`` r / r_max for r = (w . d)^2 / (w . S w), 0 where w joins the classes and 1 at S^-1 d.
 
-    For two classes, inputs that are vectors, and a first dense layer with one output.
+    The batches of all ranks count. For two classes, inputs that are vectors, and a first dense layer with one output.
     """
 
     def __init__(self) -> None:
         self._weight: Tensor | None = None
-        self._sums: dict[int, tuple[int, Tensor, Tensor]] = {}  # by class: count, sum, sum of products
+        self._sums: Sums = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the layer."""
@@ -47,27 +50,39 @@ class DiscriminantMonitor(pl.Callback):
         """Add the batch to the moments of its classes."""
         for label in batch[1].unique().tolist():
             x_ND = batch[0][batch[1] == label].double()
-            count, total_D, products_DD = self._sums.get(label, (0, torch.tensor(0.0), torch.tensor(0.0)))
-            self._sums[label] = (
-                count + len(x_ND),
-                x_ND.sum(0) + total_D.to(x_ND),
-                x_ND.T @ x_ND + products_DD.to(x_ND),
-            )
+            _add(self._sums, label, (len(x_ND), x_ND.sum(0), x_ND.T @ x_ND))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare and log."""
         assert self._weight is not None
-        if len(self._sums) != 2:
-            raise MisconfigurationException(f"callbacks.discriminant: for two classes, there are {len(self._sums)}")
-        means = [total_D / count for count, total_D, _ in self._sums.values()]
+        sums = _of_all_ranks(self._sums, self._weight.device)
+        if len(sums) != 2:
+            raise MisconfigurationException(f"callbacks.discriminant: for two classes, there are {len(sums)}")
+        means = [total_D / count for count, total_D, _ in sums.values()]
         scatters = [
             products_DD - count * torch.outer(mean_D, mean_D)
-            for mean_D, (count, _, products_DD) in zip(means, self._sums.values(), strict=True)
+            for mean_D, (count, _, products_DD) in zip(means, sums.values(), strict=True)
         ]
-        within_DD = torch.stack(scatters).sum(0) / sum(count for count, _, _ in self._sums.values())
+        within_DD = torch.stack(scatters).sum(0) / sum(count for count, _, _ in sums.values())
         alignment, ratio = discriminant(self._weight.detach()[0].double(), means[0] - means[1], within_DD)
-        pl_module.log(logkeys.DISCRIMINANT_ALIGNMENT, alignment)
-        pl_module.log(logkeys.DISCRIMINANT_RATIO, ratio)
+        log_alike(pl_module, logkeys.DISCRIMINANT_ALIGNMENT, alignment)
+        log_alike(pl_module, logkeys.DISCRIMINANT_RATIO, ratio)
+
+
+def _add(sums: Sums, label: int, found: tuple[int, Tensor, Tensor]) -> None:
+    if label in sums:
+        count, total_D, products_DD = sums[label]
+        found = (count + found[0], total_D + found[1], products_DD + found[2])
+    sums[label] = found
+
+
+def _of_all_ranks(mine: Sums, device: torch.device) -> Sums:
+    """The sums over the ranks, which need not have met the same classes."""
+    sums: Sums = {}
+    for of_rank in gathered({label: (n, total.cpu(), products.cpu()) for label, (n, total, products) in mine.items()}):
+        for label, (count, total_D, products_DD) in of_rank.items():
+            _add(sums, label, (count, total_D.to(device), products_DD.to(device)))
+    return dict(sorted(sums.items()))
 
 
 def discriminant(w_D: Tensor, gap_D: Tensor, within_DD: Tensor) -> tuple[Tensor, Tensor]:

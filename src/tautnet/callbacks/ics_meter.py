@@ -27,6 +27,7 @@ from tautnet.functional.earth_mover import (
     sliced,
 )
 from tautnet.models.base import AbstractModel
+from tautnet.models.ranks import joined
 from tautnet.normalizers.selection import matching
 
 
@@ -46,9 +47,9 @@ class IcsMeter(pl.Callback):
     goes to ``folder``. Nothing is kept in checkpoints: a continued run takes the first batch that it sees as its probe,
     and its means and figure start there.
 
-    On several devices every process runs the passes on a batch of its own, in step, so that statistics may be
-    synchronised; the first one measures its own outputs. Power iterations that advance with gradients alone rest: both
-    passes use the vectors of the last training forward.
+    On several ranks each runs the passes on the same probe, the first samples of the first batch of all ranks, and
+    measures alike. Power iterations that advance with gradients alone rest: both passes use the vectors of the last
+    training forward.
 
     Source: Huang, Yu (2020) for W1 as the measure; the design of the meter is ours.
 
@@ -124,7 +125,8 @@ class IcsMeter(pl.Callback):
     ) -> None:
         """Keep the probe."""
         if self._probe is None:
-            self._probe = batch[0][: self.num_samples].clone()
+            pieces = joined([(batch[0][: self.num_samples],)])
+            self._probe = torch.cat([x for (x,) in pieces])[: self.num_samples].clone()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -141,8 +143,7 @@ class IcsMeter(pl.Callback):
             return
         before, self._before = self._before, None
         after = self._look(trainer, pl_module)
-        if trainer.is_global_zero:
-            self._log(trainer, {path: self._quantities(before[path], after[path]) for path in self._paths})
+        self._log(trainer, {path: self._quantities(before[path], after[path]) for path in self._paths})
 
     def _look(self, trainer: pl.Trainer, model: pl.LightningModule) -> dict[str, Tensor]:
         assert isinstance(model, AbstractModel)
@@ -182,10 +183,10 @@ class IcsMeter(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw what is not drawn yet, into ``folder`` too; put the means among the final metrics."""
-        if not self._num_measured:  # other processes than the first
+        if not self._num_measured:
             return
         self._draw(trainer)
-        if self.folder is not None:
+        if self.folder is not None and trainer.is_global_zero:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
             self._figure().savefig(Path(self.folder, "ics.png"), dpi=120)
         for name, total in self._sums.items():
@@ -193,7 +194,7 @@ class IcsMeter(pl.Callback):
 
     def _draw(self, trainer: pl.Trainer) -> None:
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not boards or self._num_drawn == self._num_measured:
+        if not boards or not trainer.is_global_zero or self._num_drawn == self._num_measured:
             return
         self._num_drawn = self._num_measured
         for board in boards:

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from tautnet import normalizers
 from tautnet.activations import AbstractActivation
-from tautnet.factories import AbstractLayer
+from tautnet.factories import AbstractLayer, Synchronised
 
 Positions = Literal["sample", "mean"]
 _OURS = tuple(
@@ -57,7 +57,8 @@ def layer_outputs(net: nn.Module, paths: Sequence[str], x: Tensor, positions: Po
     """What the modules at ``paths`` give for ``x``, as vectors (N, C) by path.
 
     The forward runs in the modes that the modules are in, on copies of the buffers and with a random state of its own,
-    the same at every call. What a module keeps outside of parameters and buffers it may change.
+    the same at every call. Batch statistics are those of ``x``, also where ranks share them in training. What a module
+    keeps outside of parameters and buffers it may change.
 
     Args:
         net: the network.
@@ -75,7 +76,7 @@ def layer_outputs(net: nn.Module, paths: Sequence[str], x: Tensor, positions: Po
     tensors |= {name: buffer.clone() for name, buffer in net.named_buffers()}
     handles = [net.get_submodule(path).register_forward_hook(_recorder(found, path, positions)) for path in paths]
     try:
-        with _own_chance(x.device):
+        with _own_chance(x.device), _own_statistics(net):
             functional_call(net, tensors, (x,))
     finally:
         for handle in handles:
@@ -117,3 +118,16 @@ def _own_chance(device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(_SEED)
         yield
+
+
+@contextmanager
+def _own_statistics(net: nn.Module) -> Iterator[None]:
+    """Layers do not share their batch statistics with other ranks, which run the same."""
+    sharing = [module for module in net.modules() if isinstance(module, Synchronised) and module.synchronised]
+    for module in sharing:
+        module.synchronised = False
+    try:
+        yield
+    finally:
+        for module in sharing:
+            module.synchronised = True

@@ -19,6 +19,7 @@ from tautnet.lipschitz import LipschitzReport, lipschitz_bound, lipschitz_lower,
 from tautnet.lipschitz.lower import NUM_PAIRS, ascend, start_pairs
 from tautnet.lipschitz.product import log_of, to_float
 from tautnet.models.base import AbstractModel
+from tautnet.models.ranks import joined, log_alike, spread
 
 _log = logging.getLogger(__name__)
 _MOST_BARS = 200
@@ -30,7 +31,8 @@ class LipschitzMonitor(pl.Callback):
     All speak of the eval-mode network as a function of the input it is given, after the data's standardisation. The
     lower value comes from the steepest of the samples spread over the evaluation, and from pairs of points that climb
     ``num_steps`` from there, in the next look from where they came to; its cost does not depend on the batch size.
-    Training is not touched: the weights are bit-identical with and without.
+    Training is not touched: the weights are bit-identical with and without. On several ranks each computes all of it
+    alike, with the samples of all ranks.
 
     A guarantee is logged rounded up to float32, inf beyond its range, where ``log10_bound`` goes on. A bound that
     training makes explode is named in a warning, once, and so are layers without a bound.
@@ -74,6 +76,7 @@ class LipschitzMonitor(pl.Callback):
         self.num_steps, self.warn_factor = num_steps, warn_factor
         self.figure_every_n_epochs, self.folder = figure_every_n_epochs, folder
         self._samples: list[Tensor] = []
+        self._num_kept = 0  # by all ranks
         self._pairs: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # where the last ascent came to, by sample shape
         self._report: LipschitzReport | None = None  # of the last look in training
         self._looked_after = self._drawn_after = 0  # epochs of training
@@ -94,10 +97,12 @@ class LipschitzMonitor(pl.Callback):
 
     def _keep(self, x: Tensor, num_batches: float) -> None:
         """The batch's share of ``num_samples``, evenly spread over it: data may be sorted."""
-        if sum(map(len, self._samples)) >= self.num_samples and isinf(num_batches):
+        if self._num_kept >= self.num_samples and isinf(num_batches):
             return
         share = max(1, ceil(self.num_samples / num_batches))  # a stream may not know how many batches it has
-        self._samples.append(x[:: max(1, len(x) // share)][:share])
+        (rows,), count = spread((x,), share)
+        self._samples.append(rows)
+        self._num_kept += count
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at every n-th epoch, and at a validation outside training."""
@@ -108,12 +113,12 @@ class LipschitzMonitor(pl.Callback):
                 self._watch(report, epochs)
                 if epochs - self._drawn_after >= self.figure_every_n_epochs:
                     self._draw(trainer)
-        self._samples = []
+        self._samples, self._num_kept = [], 0
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look."""
         self._look(pl_module)
-        self._samples = []
+        self._samples, self._num_kept = [], 0
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the last look, into ``folder`` too."""
@@ -129,7 +134,7 @@ class LipschitzMonitor(pl.Callback):
     def _look(self, model: pl.LightningModule) -> LipschitzReport:
         assert isinstance(model, AbstractModel)
         by_shape: dict[torch.Size, list[Tensor]] = {}  # images to be denoised come in several sizes
-        for x in self._samples:
+        for (x,) in joined([(rows,) for rows in self._samples]):
             by_shape.setdefault(x.shape[1:], []).append(x)
         report = max((lipschitz_bound(model.net, s, self.p) for s in by_shape), key=lambda report: report.log_total)
         lowers = [self._observe(model.net, torch.cat(group)) for group in by_shape.values()]
@@ -144,11 +149,11 @@ class LipschitzMonitor(pl.Callback):
         values["log10_bound"] = report.log_total / log(10)
         values["tightness"] = to_float(report.log_total - log_of(lower)) if lower > 0 else nan
         for name, value in values.items():
-            model.log(logkeys.lipschitz(name, self.p), _rounded_up(value))
-        model.log(logkeys.lipschitz("lower", self.p), lower)
+            log_alike(model, logkeys.lipschitz(name, self.p), _rounded_up(value))
+        log_alike(model, logkeys.lipschitz("lower", self.p), lower)
         for layer in report.layers if self.per_layer else ():
             if layer.value != 1.0 and isfinite(layer.value):  # flatten, identity and the like say nothing
-                model.log(logkeys.layer_bound(layer.path), layer.value)
+                log_alike(model, logkeys.layer_bound(layer.path), layer.value)
         if report.unbounded:
             self._warn_once("unbounded", "No finite Lipschitz bound because of %s.", ", ".join(report.unbounded))
         return report

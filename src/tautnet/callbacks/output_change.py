@@ -14,6 +14,7 @@ from tautnet.backbones.blocks import Residual
 from tautnet.factories import may_be_changed_by_hooks
 from tautnet.lipschitz import lipschitz_bound
 from tautnet.lipschitz.structure import eval_mode
+from tautnet.models.ranks import gathered
 from tautnet.splines.difference import largest_difference
 
 Ranges = dict[nn.Module, tuple[Tensor, Tensor]]  # of the inputs that each curve of a spline met
@@ -34,7 +35,7 @@ def output_change_bound(before: nn.Module, after: nn.Module, inputs: Iterable[Te
     Args:
         before: the network whose inputs are looked at.
         after: a changed copy of it.
-        inputs: batches (N, *); gone through once.
+        inputs: batches (N, *), at least one; gone through once. On several ranks all of theirs count.
 
     Returns:
         The bound; inf where a layer behind a change has no Lipschitz bound, a spline hides in an unknown container, or
@@ -46,7 +47,8 @@ def output_change_bound(before: nn.Module, after: nn.Module, inputs: Iterable[Te
     ranges, samples = _look(before, inputs)
     with eval_mode(before), eval_mode(after):
         values = [_change(before, after, x, 0.0, ranges)[0] for x in samples]
-    return max(value if value >= 0 else inf for value in values)  # NaN bounds nothing
+    own = max(value if value >= 0 else inf for value in values)  # NaN bounds nothing
+    return max(gathered(own))  # ranks may have met other shapes
 
 
 def _look(net: nn.Module, inputs: Iterable[Tensor]) -> tuple[Ranges, list[Tensor]]:
@@ -65,7 +67,17 @@ def _look(net: nn.Module, inputs: Iterable[Tensor]) -> tuple[Ranges, list[Tensor
             handle.remove()
     if not samples:
         raise ValueError("inputs: at least one batch")
-    return ranges, list(samples.values())
+    return _of_all_ranks(ranges), list(samples.values())
+
+
+def _of_all_ranks(ranges: Ranges) -> Ranges:
+    """The range over the ranks of each spline; all ranks run the same network."""
+    of_ranks = gathered([(lo_C.cpu(), hi_C.cpu()) for lo_C, hi_C in ranges.values()])
+    joined: Ranges = {}
+    for (spline, own), pairs in zip(ranges.items(), zip(*of_ranks, strict=True), strict=True):
+        lows, highs = zip(*pairs, strict=True)
+        joined[spline] = (torch.stack(lows).amin(0).to(own[0]), torch.stack(highs).amax(0).to(own[0]))
+    return joined
 
 
 def _recorder(ranges: Ranges) -> Callable[[nn.Module, Any], None]:

@@ -15,7 +15,7 @@ class PolynomialWriter(pl.Callback):
     """Writes what the network computes in eval mode as polynomials in its inputs, a term a line.
 
     After the fit and after a test, of the weights in force then; x1, x2, ... are the entries of the network's input,
-    for tables the standardised columns.
+    for tables the standardised columns. The first rank writes.
 
     Args:
         path: of the text file.

@@ -30,7 +30,8 @@ class Recalibration(pl.Callback):
     Running statistics follow the batches of a training during which the weights moved, and trail behind, the more so
     for high powers. At the end of a fit one pass over the training data sets them for the final weights, see
     ``recalibrate_``. Averaged weights are in place by then. Data come in the order and with the augmentation of an
-    epoch of its own, without a last, smaller batch where training leaves it out; random states stay as they are.
+    epoch of its own, without a last, smaller batch where training leaves it out; random states stay as they are. On
+    several ranks each goes through its part of every batch, and statistics are those of the whole batch.
 
     The recalibrated weights stay in the model, so a test that follows tests them, and go to ``folder`` as
     ``recalibrated.ckpt``. The checkpoints of training, which continue it, and the last validation have the statistics

@@ -23,7 +23,8 @@ class AbstractResting(pl.Callback, ABC):
     Without a gradient an optimizer passes a parameter over: no decay, no momentum moves it, and its state waits. The
     gradients are there for the backward pass, and gradient clipping sees those of the others alone. What rests and when
     follows from the number of the step and the epoch, which a checkpoint has; a continued run goes on in its phase and
-    has to have the same schedule. Running statistics of a resting SLAF follow the batches all the same.
+    has to have the same schedule. Running statistics of a resting SLAF follow the batches all the same. On several
+    ranks each takes away the gradients that they have averaged, alike.
 
     Args:
         schedule: the one setting that counts, by its name.

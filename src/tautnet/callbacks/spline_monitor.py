@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from tautnet import logkeys
 from tautnet.activations import AbstractActivation, LinearSpline
 from tautnet.models.base import AbstractModel
+from tautnet.models.ranks import gathered, log_alike
 from tautnet.splines.plot import plot_activation
 
 _log = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ MUCH_OUTSIDE = 0.5  # of a layer's inputs: most of its knots then learn nothing
 class SplineMonitor(pl.Callback):
     """Logs active knots and TV(2) of all splines, the share of the inputs outside each grid, and figures of the curves.
 
-    A layer with more than half of its validation inputs outside its grid is named in a warning, once.
+    The inputs are those of all ranks. A layer with more than half of its validation inputs outside its grid is named
+    in a warning, once.
 
     The figures show the curves, their knots and, shaded, the range that the layer's inputs visited in the last
     validation. They go to TensorBoard, and as PNG files to ``folder`` at the end of training.
@@ -92,10 +94,21 @@ class SplineMonitor(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the counts and what lies outside; draw every n-th epoch."""
+        self._join()
         self._log_counts(pl_module)
         self._log_outside(pl_module)
         if trainer.state.fn == TrainerFn.FITTING and (trainer.current_epoch + 1) % self.figure_every_n_epochs == 0:
             self._draw(trainer, pl_module)
+
+    def _join(self) -> None:
+        """Take in what the other ranks have seen."""
+        of_ranks = gathered((self._visited, self._outside))
+        for path in self._visited:
+            lows, highs = zip(*(visited[path] for visited, _ in of_ranks), strict=True)
+            self._visited[path] = (min(lows), max(highs))
+        for path in self._outside:
+            outside, seen = zip(*(counts[path] for _, counts in of_ranks), strict=True)
+            self._outside[path] = (sum(outside), sum(seen))
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the counts."""
@@ -127,13 +140,13 @@ class SplineMonitor(pl.Callback):
         assert isinstance(model, AbstractModel)
         splines = [module for module in model.net.modules() if isinstance(module, LinearSpline)]
         if splines:
-            model.log(logkeys.ACTIVE_KNOTS, float(sum(spline.num_active_knots() for spline in splines)))
-            model.log(logkeys.TV2, float(sum(spline.tv2().sum().item() for spline in splines)))
+            log_alike(model, logkeys.ACTIVE_KNOTS, float(sum(spline.num_active_knots() for spline in splines)))
+            log_alike(model, logkeys.TV2, float(sum(spline.tv2().sum().item() for spline in splines)))
 
     def _log_outside(self, model: pl.LightningModule) -> None:
         for path, (outside, seen) in self._outside.items():
             share = outside / seen
-            model.log(logkeys.outside(path), share)
+            log_alike(model, logkeys.outside(path), share)
             if share > MUCH_OUTSIDE and path not in self._warned:
                 self._warned.add(path)
                 amount = "all inputs" if outside == seen else f"{share:.0%} of the inputs"

@@ -36,7 +36,8 @@ class SplineSparsifier(pl.Callback):
     the list of the authors up to the first failure. A bisection takes the metric to fall with the threshold; where it
     does not, what is found is within the budget all the same. The sparse weights stay in the model, so a test that
     follows tests them, and go to ``folder`` as ``sparse.ckpt``; the checkpoints of training keep the dense ones.
-    Averaged weights are in place by then and are what is sparsified.
+    Averaged weights are in place by then and are what is sparsified. On several ranks the metric is that of the whole
+    validation, so that all of them find the same knots.
 
     Source: Aziznejad et al. (2020), the authors' code, for the method ``threshold`` and the budget of 0.25 points.
     Differences: they look at the accuracy on the training set; they never give up the last knot.
@@ -167,12 +168,13 @@ def last_before_failure(ascending: Sequence[float], accepted: Callable[[float], 
 
 
 def _validation_batches(trainer: pl.Trainer) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a validation of the fit goes through, on the device."""
+    """What a validation of the fit goes through in this rank, on the device."""
     (count,) = trainer.num_val_batches
     loader = trainer.val_dataloaders
     assert loader is not None
     for batch in loader if count == inf else islice(loader, int(count)):
-        yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+        if len(batch[0]) > 0:  # else other ranks have the rest
+            yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import comb
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tautnet import logkeys
 from tautnet.models.base import AbstractModel
+from tautnet.models.ranks import log_alike, num_ranks, of_first_rank, summed
 from tautnet.regularizers.variance import VarianceConstancy
 
 
@@ -21,7 +23,8 @@ class VarianceMonitor(pl.Callback):
 
     Of the terms the mean and the largest one over units and steps of an epoch, before weighting. Of beta the range at
     its end. The kurtosis, central fourth moment over squared variance, of each unit over all validation or test
-    samples; logged are the medians over a layer's units and over all units. Units that are constant have none.
+    samples; logged are the medians over a layer's units and over all units. Units that are constant have none. All of
+    it is over the ranks too, each of which has terms of its own, from its part of the batch.
 
     See ``logkeys.vcl`` for the names. The model needs a ``VarianceConstancy``, whose weight may be 0.
     """
@@ -67,11 +70,11 @@ class VarianceMonitor(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log terms and betas."""
         for path, total in self._sums.items():
-            pl_module.log(logkeys.vcl(path), total / self._num_steps)
-            pl_module.log(logkeys.vcl(path, "max"), self._largest[path])
+            pl_module.log(logkeys.vcl(path), total / self._num_steps, sync_dist=True)
+            pl_module.log(logkeys.vcl(path, "max"), self._largest[path], sync_dist=True, reduce_fx="max")
         for path, beta in self._penalty.betas().items():
             for quantity, value in zip(("beta_min", "beta_max"), beta.detach().aminmax(), strict=True):
-                pl_module.log(logkeys.vcl(path, quantity), value)
+                log_alike(pl_module, logkeys.vcl(path, quantity), value)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with no samples."""
@@ -109,11 +112,12 @@ class VarianceMonitor(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the kurtosis."""
-        kurtoses = {path: moments.kurtosis() for path, moments in self._moments.items()}
+        kurtoses = {path: moments.of_all_ranks().kurtosis() for path, moments in self._moments.items()}
         for path, kurtosis in kurtoses.items():
-            pl_module.log(logkeys.vcl(path, "kurtosis"), kurtosis.nanmedian())
+            log_alike(pl_module, logkeys.vcl(path, "kurtosis"), kurtosis.nanmedian())
         if kurtoses:
-            pl_module.log(logkeys.VCL_KURTOSIS, torch.cat([each.flatten() for each in kurtoses.values()]).nanmedian())
+            units = torch.cat([each.flatten() for each in kurtoses.values()])
+            log_alike(pl_module, logkeys.VCL_KURTOSIS, units.nanmedian())
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """As in validation."""
@@ -162,6 +166,19 @@ class Moments:
             power = power * deviations
         self.count += len(x)
         self._sums = powers
+
+    def of_all_ranks(self) -> Moments:
+        """The sums over the samples of all ranks, around the first rank's first mean; all ranks have some."""
+        if num_ranks() == 1:
+            return self
+        assert self._shift is not None
+        found = Moments()
+        found._shift = of_first_rank(self._shift)
+        sums, gap = [torch.full_like(self._shift, self.count), *self._sums], self._shift - found._shift  # by power
+        moved = [sum((comb(k, j) * gap ** (k - j) * sums[j] for j in range(k)), sums[k]) for k in range(5)]
+        counts, *found._sums = summed(torch.stack(moved)).unbind()
+        found.count = int(counts.flatten()[0])
+        return found
 
     def kurtosis(self) -> Tensor:
         """Fourth central moment over squared variance of each unit; NaN for a unit that is constant up to rounding."""

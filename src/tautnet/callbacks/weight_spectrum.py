@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tautnet import logkeys
 from tautnet.lipschitz.structure import eval_mode
 from tautnet.models.base import AbstractModel
+from tautnet.models.ranks import log_alike
 from tautnet.normalizers.selection import select_layers
 
 
@@ -26,7 +27,8 @@ class WeightSpectrum(pl.Callback):
     Of each dense and convolutional layer the singular values of its effective weight as the matrix C_out x rest, the
     groups of a convolution together; rows that are orthonormal up to a common factor give the ratio 1. Looks after
     every validation and test epoch, in eval mode; training is not touched. The figure, singular values in falling order
-    relative to the largest, goes to TensorBoard and at the end of training to ``folder`` as spectrum.png.
+    relative to the largest, goes to TensorBoard and at the end of training to ``folder`` as spectrum.png. Every rank
+    computes all of it alike.
 
     Args:
         include: shell patterns of the layers' paths in the network; ``last`` is the last layer.
@@ -86,7 +88,7 @@ class WeightSpectrum(pl.Callback):
 
     def _log(self, model: pl.LightningModule) -> None:
         for path, values in self._spectra().items():
-            model.log(logkeys.spectrum(path), float(values[0] / values.quantile(0.5)))
+            log_alike(model, logkeys.spectrum(path), float(values[0] / values.quantile(0.5)))
 
     def _draw(self, trainer: pl.Trainer) -> None:
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

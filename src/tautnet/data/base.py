@@ -9,6 +9,7 @@ from math import prod
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from tautnet.data.loader import AbstractSamples, TensorLoader
@@ -33,7 +34,13 @@ class Splits:
 
 
 class AbstractData(pl.LightningDataModule, ABC):
-    """What the application asks of every data set."""
+    """What the application asks of every data set.
+
+    Attributes:
+        batch_size: samples a training batch, over all processes.
+    """
+
+    batch_size: int
 
     @property
     def task(self) -> Task:
@@ -59,6 +66,10 @@ class AbstractData(pl.LightningDataModule, ABC):
         """
         return torch.ones(self.input_shape[0], dtype=torch.float64)
 
+    def place(self) -> tuple[int, int]:
+        """Number of this process, and of all processes that share the data; (0, 1) without a trainer."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
 
 def check_seed(name: str, value: int) -> None:
     """Raise ValueError unless every generator takes it."""
@@ -69,11 +80,12 @@ def check_seed(name: str, value: int) -> None:
 class AbstractTensorData(AbstractData):
     """Training, validation and test loaders over samples in memory.
 
-    The samples of a training run lie on its device if they take at most half of what is free there.
+    The samples of a training run lie on its device if they take at most half of what is free there. Several processes
+    share every batch, in training and in evaluation; together they see what one process sees, in the same order.
 
     Args:
-        batch_size: samples a batch, at least 1 and at most the training part; the last, smaller training batch is left
-            out.
+        batch_size: samples a batch over all processes, at least 1 and at most the training part; the last, smaller
+            training batch is left out.
         seed: of the training order; together with the epoch it decides every batch.
         shuffle: False keeps one training order, for looking at overfitting.
 
@@ -108,16 +120,16 @@ class AbstractTensorData(AbstractData):
 
     def train_dataloader(self) -> TensorLoader:
         """Training batches, in an order of their own each epoch; a continued run goes on inside its epoch."""
-        trainer = self.trainer
+        rank, world_size = self.place()
         return TensorLoader(
             self._on_device(self.splits.train),
             self.batch_size,
             seed=self.seed,
             shuffle=self.shuffle,
             drop_last=True,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-            finished_batches=partial(finished_batches, trainer),
+            rank=rank,
+            world_size=world_size,
+            finished_batches=partial(finished_batches, self.trainer),
         )
 
     def val_dataloader(self) -> TensorLoader:
@@ -130,8 +142,18 @@ class AbstractTensorData(AbstractData):
 
     def _evaluation_loader(self, samples: AbstractSamples) -> TensorLoader:
         values = prod(samples.sample_shape)
-        batch_size = max(1, min(1024, 2**22 // values))  # 16 MiB of float32
-        return TensorLoader(self._on_device(samples), batch_size, shuffle=False, drop_last=False)
+        return self._shared(samples, max(self.place()[1], min(1024, 2**22 // values)))  # 16 MiB of float32
+
+    def _shared(self, samples: AbstractSamples, batch_size: int) -> TensorLoader:
+        """This process's part of batches in order; in the first, which has to be large enough, all have samples."""
+        rank, world_size = self.place()
+        if len(samples) < world_size:
+            raise MisconfigurationException(
+                f"trainer.devices: {world_size} processes share the evaluation, which has {len(samples)} samples; fewer"
+            )
+        return TensorLoader(
+            self._on_device(samples), batch_size, shuffle=False, drop_last=False, rank=rank, world_size=world_size
+        )
 
     def _on_device(self, samples: AbstractSamples) -> AbstractSamples:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")

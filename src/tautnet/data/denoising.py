@@ -197,4 +197,4 @@ class Denoising(AbstractTensorData):
         )
 
     def _evaluation_loader(self, samples: AbstractSamples) -> TensorLoader:
-        return TensorLoader(self._on_device(samples), 1, shuffle=False, drop_last=False)
+        return self._shared(samples, self.place()[1])  # one image a process

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tautnet.data import hub_access
@@ -16,6 +17,7 @@ from tautnet.data.base import AbstractData, check_seed
 from tautnet.data.image_parts import check_image_size
 from tautnet.data.image_samples import Colours
 from tautnet.data.stream import StreamLoader, StreamPosition, StreamSettings
+from tautnet.factories import DataError
 
 FIRST = 1024  # training images whose colours stand for all
 
@@ -26,7 +28,10 @@ class ImageStream(AbstractData):
     Shuffling is that of the package ``datasets``: shards in random order and a buffer of samples, by (seed, epoch).
     Colours are standardised by the mean and deviation of the first 1024 training images. Shards are shared among
     processes and workers, each sample is read once in an epoch; a run continued inside an epoch goes on with the next
-    batch, passing over what was read without decoding it.
+    batch, passing over what was read without decoding it. Checkpoints hold the position of every process.
+
+    Evaluation is shared too, and every sample counts once. The samples that make a training batch, and their
+    augmentation, depend on the number of processes.
 
     Args:
         path: name on the hub (owner/set), or a local folder of shards.
@@ -139,7 +144,7 @@ class ImageStream(AbstractData):
 
     def train_dataloader(self) -> StreamLoader:
         """Batches of this process's shards; all processes have the same number of batches."""
-        rank, world_size = self._place()
+        rank, world_size = self.place()
         if self.batch_size % world_size:
             raise ValueError(f"batch_size={self.batch_size}: a multiple of the {world_size} processes that share it")
         rows = self._train
@@ -169,30 +174,41 @@ class ImageStream(AbstractData):
         return self._evaluation_loader(self._test)
 
     def _evaluation_loader(self, part: Any) -> StreamLoader:
-        rank, world_size = self._place()
+        rank, world_size = self.place()
         rows = _share(hub_access.undecoded(part, self.settings.columns), rank, world_size)
         return StreamLoader(rows, self.settings, max(1, self.batch_size // world_size), device=self._device())
-
-    def _place(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, for a run that is continued inside an epoch."""
-        return asdict(self._position) | {"num_workers": self.settings.num_workers}
+        """Where the stream stands, for a run that is continued inside an epoch; all processes have to call it."""
+        own = asdict(self._position)
+        positions: list[Any] = [own] * self.place()[1]
+        if len(positions) > 1:
+            dist.all_gather_object(positions, own)
+        return positions[0] | {"num_workers": self.settings.num_workers, "others": positions[1:]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on there.
 
         Raises:
-            ValueError: another number of workers, who would read the shards in another order.
+            DataError: inside an epoch, another number of workers or of processes, who would read the shards in another
+                order.
         """
-        state = dict(state_dict)
-        if state.pop("num_workers") != self.settings.num_workers and state["batches"]:
-            raise ValueError(f"num_workers={self.settings.num_workers}: the number of the run that is continued")
-        vars(self._position).update(state)
+        state, (rank, world_size) = dict(state_dict), self.place()
+        num_workers, others = state.pop("num_workers"), state.pop("others", [])  # older checkpoints have no others
+        if 0 < state["batches"] < self._num_train // self.batch_size:
+            if num_workers != self.settings.num_workers:
+                raise DataError(
+                    f"num_workers={self.settings.num_workers}: {num_workers}, as in the run that is continued"
+                )
+            if len(others) + 1 != world_size:
+                raise DataError(
+                    f"the checkpoint was written inside an epoch by {len(others) + 1} processes, there are "
+                    f"{world_size}; continue with as many, or from the end of an epoch"
+                )
+        vars(self._position).update([state, *others][rank] if rank <= len(others) else state)
 
 
 def _share(rows: Any, rank: int, world_size: int) -> Any:

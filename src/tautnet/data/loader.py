@@ -114,7 +114,9 @@ class TensorLoader:
     """Iterates over (inputs, targets) by whole batches: a few tensor operations a batch, no Python a sample.
 
     Neither order nor augmentation depends on the global random state: a resumed run sees the batches that it would have
-    seen. Several processes share each batch: process ``rank`` gets the ``rank``-th of ``world_size`` equal pieces.
+    seen. Several processes share each batch, which is the same with any number of them: process ``rank`` gets the
+    ``rank``-th of ``world_size`` contiguous pieces. With ``drop_last`` these are equal; else they differ by at most one
+    sample, and of a last batch with fewer samples than processes some get a piece without samples.
 
     Args:
         samples: what to iterate over.
@@ -127,7 +129,7 @@ class TensorLoader:
         finished_batches: how many batches of the epoch that starts now are done already, in a continued run.
 
     Raises:
-        ValueError: ``batch_size`` cannot be shared equally.
+        ValueError: with ``drop_last``, ``batch_size`` cannot be shared equally.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class TensorLoader:
         world_size: int = 1,
         finished_batches: Callable[[], int] = lambda: 0,
     ) -> None:
-        if batch_size % world_size:
+        if drop_last and batch_size % world_size:
             raise ValueError(f"batch_size={batch_size}: a multiple of the {world_size} processes that share it")
         self.samples, self.batch_size, self.drop_last = samples, batch_size, drop_last
         self.rank, self.world_size, self.finished_batches = rank, world_size, finished_batches
@@ -165,5 +167,10 @@ class TensorLoader:
         for number in range(self.finished_batches(), len(self)):
             start = number * self.batch_size
             size = min(self.batch_size, len(self.samples) - start)
-            low, high = (start + size * r // self.world_size for r in (self.rank, self.rank + 1))
-            yield fetch(slice(low, high))
+            # rounded up: the first process is never the one without samples
+            low, high = (start - (-size * r // self.world_size) for r in (self.rank, self.rank + 1))
+            yield fetch(slice(low, high)) if low < high else _without_samples(fetch(slice(start, start + 1)))
+
+
+def _without_samples(batch: Batch) -> Batch:
+    return batch[0][:0], batch[1][:0]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -16,6 +17,7 @@ from tautnet.data.augment import Augmentation
 from tautnet.data.hub_access import ImageColumns, class_numbers, decoded
 from tautnet.data.image_samples import Colours, ImageSamples
 from tautnet.data.loader import Batch
+from tautnet.factories import DataError
 
 CHUNK = 32  # samples that a worker decodes at a time
 
@@ -93,8 +95,10 @@ class StreamLoader:
     """Batches from a stream of shards, augmented as a whole on the training device.
 
     Shards are shared among processes and workers, so that each sample is read once; a process whose shards end before
-    ``num_batches`` begins with them again, since all processes need equally many batches. A run continued inside an
-    epoch passes over what was used, undecoded, and goes on with the same batches if the number of workers is the same.
+    ``num_batches`` begins with them again, since all processes need equally many batches. Without ``num_batches``, in a
+    process group, a process that has come to its end gives batches without samples until all have. Which samples make
+    a batch depends on the number of processes. A run continued inside an epoch passes over what was used, undecoded,
+    and goes on with the same batches if the numbers of workers and of processes are the same.
 
     Args:
         rows: an iterable set of the ``datasets`` package with undecoded images, for this process alone.
@@ -146,6 +150,26 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """What is left of the epoch."""
+        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+        return self._batches() if alone or self.num_batches is not None else self._until_all_end(self._batches())
+
+    def _until_all_end(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """As many batches as the process with the most has; every process takes part."""
+        ended: Batch | None = None  # what stands for a batch from then on
+        while True:
+            batch = next(batches, None)
+            going_on = torch.tensor(float(batch is not None), device=self.device)
+            dist.all_reduce(going_on)
+            if going_on == 0:
+                return
+            if ended is None:
+                if batch is None or going_on < dist.get_world_size():  # in all processes alike
+                    count = f"{going_on:.0f} of {dist.get_world_size()} processes"
+                    raise DataError(f"{self.settings.source}: has samples to evaluate for {count}; take fewer")
+                ended = batch[0][:0].clone(), batch[1][:0].clone()
+            yield batch or ended
+
+    def _batches(self) -> Iterator[Batch]:
         self.rows.set_epoch(self.epoch)
         position = self.position or StreamPosition()
         if position.epoch != self.epoch:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import inf, nan
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from tautnet.functional.moments import normalised_by_moments, num_positions, pooled
+from tautnet.functional.polynomial import beside
 from tautnet.functional.standardized_polynomial import standardized_polynomial
 
 
@@ -64,12 +69,51 @@ def _check_count(values: Tensor) -> None:
         raise ValueError(f"batch_size={len(values)}: in training at least 2 values a curve, positions counted")
 
 
-def largest(values: Tensor, running_max_C: Tensor, momentum: float) -> Tensor:
-    """The largest |values| of each channel of (N, C, *), (C,), which ``running_max_C`` follows."""
-    largest_C = values.abs().amax((0, *range(2, values.dim())))
+def largest(values: Tensor, running_max_C: Tensor, momentum: float, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The largest |values| of each channel of (N, C, *), (C,), which ``running_max_C`` follows.
+
+    With a group of all its ranks' values; the gradient goes to the values that attain the maximum, in equal shares,
+    wherever they are. All ranks have to call this, and to go backwards through it.
+    """
+    sizes, dims = values.abs(), (0, *range(2, values.dim()))
+    largest_C = sizes.amax(dims)
+    if group is not None:
+        attained_C = (sizes.detach() == beside(sizes, largest_C.detach())).sum(dims)
+        largest_C = _max_over_ranks(largest_C, attained_C, group)
     with torch.no_grad():
         running_max_C.lerp_(largest_C.to(running_max_C.dtype), momentum)
     return largest_C
+
+
+def all_ranks() -> dist.ProcessGroup | None:
+    """The group of all processes; None if there is none, or one process."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return dist.group.WORLD if several else None
+
+
+class _MaxOverRanks(torch.autograd.Function):
+    """Maximum over the ranks; backwards the sum of all ranks' gradients, shared among the values that attain it."""
+
+    @staticmethod
+    def forward(ctx: Any, own_C: Tensor, attained_C: Tensor, group: dist.ProcessGroup) -> Tensor:
+        most_C = own_C.nan_to_num(nan=-inf, posinf=inf)
+        dist.all_reduce(most_C, dist.ReduceOp.MAX, group=group)
+        share_C = torch.where(own_C == most_C, attained_C, 0).to(own_C.dtype).masked_fill(own_C.isnan(), nan)
+        total_C = share_C.clone()
+        dist.all_reduce(total_C, group=group)
+        ctx.group = group
+        ctx.save_for_backward(share_C / total_C)
+        return most_C.masked_fill(total_C.isnan(), nan)
+
+    @staticmethod
+    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor, None, None]:
+        (share_C,) = ctx.saved_tensors
+        total_C = grad_C.contiguous().clone()
+        dist.all_reduce(total_C, group=ctx.group)
+        return total_C * share_C, None, None
+
+
+_max_over_ranks: Callable[[Tensor, Tensor, dist.ProcessGroup], Tensor] = _MaxOverRanks.apply
 
 
 @torch.no_grad()

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from math import inf
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from tautnet import logkeys
 from tautnet.activations.grid_range import calibrate_grids_
-from tautnet.backbones.layers import LayerFactory
 from tautnet.config import ConfigError, build, key_of
 from tautnet.factories import Projected, Task
-from tautnet.models.activation_at import place_activations_
-from tautnet.normalizers import no_weight_norm, synchronise_
-from tautnet.normalizers.selection import normalize_weights_
+from tautnet.models.network import build_net
+from tautnet.models.ranks import log_alike
+from tautnet.models.stage_metrics import SampleMean
+from tautnet.normalizers import synchronise_
 from tautnet.optim.joint import JointOptimizer, current_rates
 from tautnet.optim.roles import parameters_by_role
 from tautnet.optim.settings import make_optimizer, role_settings
 from tautnet.regularizers.base import AbstractRegularizer
-
-_NO_WEIGHT_NORM = "tautnet.normalizers.no_weight_norm"
 
 
 class AbstractModel(pl.LightningModule, ABC):
@@ -36,6 +35,10 @@ class AbstractModel(pl.LightningModule, ABC):
 
     The dict is the hyper-parameter that checkpoints hold, so that they load with ``weights_only=True`` and rebuild the
     model without Hydra.
+
+    On several ranks each has an equal part of every training batch and a part of every evaluation batch. Gradients are
+    averaged, batch statistics, metrics and logged losses are those of all ranks, so that the number of ranks changes no
+    result beyond rounding. What is drawn in a forward, as by dropout, is each rank's own.
 
     Args:
         config: plain dicts, lists and scalars under the keys ``model`` (with ``net`` and, to classify, ``loss``),
@@ -69,6 +72,7 @@ class AbstractModel(pl.LightningModule, ABC):
             parameters_by_role(self)
         except ValueError as error:
             raise ConfigError(f"norm.weight: {error}") from error
+        self.mean_losses = nn.ModuleDict({"val_": SampleMean(), "test_": SampleMean()})
         self._total_steps = inf
         self._projected = [module for module in self.modules() if isinstance(module, Projected)]
 
@@ -77,9 +81,32 @@ class AbstractModel(pl.LightningModule, ABC):
         """Loss of a batch without penalties, a scalar; logs the stage's metrics."""
 
     def setup(self, stage: str) -> None:
-        """On several ranks, batch statistics are those of the global batch."""
-        if self.trainer.world_size > 1:
-            synchronise_(self.net)
+        """On several ranks, batch statistics are those of the global batch.
+
+        Raises:
+            ConfigError: a penalty for which a rank's part of a batch is too small.
+        """
+        ranks = self.trainer.world_size
+        if ranks == 1:
+            return
+        synchronise_(self.net)
+        batch_size = self.hparams["config"].get("data", {}).get("batch_size")
+        for name, regularizer in self.regularizers.items() if stage == "fit" and batch_size else ():
+            assert isinstance(regularizer, AbstractRegularizer)
+            try:
+                regularizer.check_batch_size(batch_size // ranks)
+            except ValueError as error:
+                raise ConfigError(f"regularizer.{name}.{error} in each of {ranks} ranks") from error
+
+    def configure_model(self) -> None:
+        """Under a strategy that shards, keep on each rank only a part of the gradients and of the optimizer's state.
+
+        The net is one unit, its weights are whole from the forward pass to the end of the backward pass: penalties and
+        layers that compare all of a weight see all of it.
+        """
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.net, FSDPModule):
+            assert self.device_mesh is not None
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"], reshard_after_forward=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output."""
@@ -101,7 +128,7 @@ class AbstractModel(pl.LightningModule, ABC):
         """Set what waits for data: ``grid_range=auto``, ``beta_from_data``. Before any copy, compilation or fit.
 
         Args:
-            x: inputs of a training batch.
+            x: inputs of a training batch, on several ranks the same in each.
 
         Raises:
             ConfigError: a batch from which a spline gets no range, or beta no value.
@@ -126,9 +153,10 @@ class AbstractModel(pl.LightningModule, ABC):
             terms[name] = regularizer()
         total = sum(terms.values(), terms[logkeys.TASK].new_zeros(()))
         size = len(batch[0])
+        by_epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
         for name, term in terms.items():
-            self.log(logkeys.loss_term(name), term, on_step=False, on_epoch=True, batch_size=size)
-        self.log(logkeys.loss("train"), total, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+            self.log(logkeys.loss_term(name), term, **by_epoch)
+        self.log(logkeys.loss("train"), total, prog_bar=True, **by_epoch)
         return total
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -156,7 +184,18 @@ class AbstractModel(pl.LightningModule, ABC):
         self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(targets))
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
-        self.log(logkeys.loss(stage), self.task_loss(batch, stage), batch_size=len(batch[0]))
+        size = len(batch[0])
+        if size == 0:  # other ranks have the rest of the batch
+            return
+        mean = self.mean_losses[f"{stage}_"]
+        assert isinstance(mean, SampleMean)
+        mean.update(self.task_loss(batch, stage), size)
+        self.log(logkeys.loss(stage), mean, on_step=False, on_epoch=True, batch_size=size)
+
+    def on_fit_start(self) -> None:
+        """On several ranks, what is drawn in a forward differs between them from here on."""
+        if self.trainer.world_size > 1:
+            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
 
     def on_train_start(self) -> None:
         """Set the rates that the schedule has now: a continued run may have more steps than its checkpoint knew of."""
@@ -178,7 +217,7 @@ class AbstractModel(pl.LightningModule, ABC):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)  # several would need manual optimization
         for role, value in current_rates(optimizer).items():
-            self.log(logkeys.rate(role), value)
+            log_alike(self, logkeys.rate(role), value)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One joint optimizer with a member per role, and the schedule over all steps."""
@@ -191,54 +230,3 @@ class AbstractModel(pl.LightningModule, ABC):
         self._total_steps = total_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = build(config["scheduler"], "scheduler", optimizer=optimizer, total_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def stage_metrics(metric: Callable[[], Metric]) -> nn.ModuleDict:
-    """A metric of its own for each stage, under ``train_``, ``val_``, ``test_``."""
-    # "train" is an attribute of every module and cannot be a name here
-    return nn.ModuleDict({f"{stage}_": metric() for stage in ("train", "val", "test")})
-
-
-def build_net(config: dict[str, Any]) -> nn.Module:
-    """The bare network of a model's config, tried on one sample of zeros.
-
-    Raises:
-        ConfigError: a setting that a layer refuses.
-    """
-    layers = LayerFactory(
-        activation=build(config["activation"], "activation"),
-        output_norm=build(config["norm"]["output"], "norm.output"),
-        weight_norm=no_weight_norm,  # put on below, where layers have paths
-    )
-    input_shape = tuple(config["input_shape"])
-    net: nn.Module = build(
-        config["model"]["net"], "model.net", layers=layers, input_shape=input_shape, num_outputs=config["num_outputs"]
-    )
-    place_activations_(net, config)
-    _normalize_weights_(net, config["norm"])
-    try:  # a layer that does not fit its input is a matter of the settings too
-        with torch.no_grad():
-            net.eval()(torch.zeros(1, *input_shape))
-    except (ValueError, RuntimeError) as error:
-        output_norm = key_of(error, config["norm"], "output")
-        key = key_of(error, config, "activation") or (f"norm.{output_norm}" if output_norm else "model.net: ")
-        raise ConfigError(f"{key}{error}") from error
-    return net.train()
-
-
-def _normalize_weights_(net: nn.Module, config: dict[str, Any]) -> None:
-    """Put ``norm.weight`` on the layers that ``norm.include`` and ``norm.exclude`` choose."""
-    weight_norm = build(config["weight"], "norm.weight")
-    include, exclude = config.get("include", ["*"]), config.get("exclude", [])  # older checkpoints have neither
-    for name, patterns in (("include", include), ("exclude", exclude)):
-        if not isinstance(patterns, list) or not all(isinstance(pattern, str | int) for pattern in patterns):
-            raise ConfigError(f"norm.{name}={patterns}: a list of patterns, as [body.*]")
-    if config["weight"]["_target_"] == _NO_WEIGHT_NORM:
-        if (include, exclude) != (["*"], []):
-            raise ConfigError(f"norm.include={include} norm.exclude={exclude}: without effect, norm/weight is none")
-        return
-    try:
-        normalize_weights_(net, weight_norm, include, exclude)
-    except ValueError as error:
-        named = str(error).startswith(("include=", "exclude="))
-        raise ConfigError(f"norm.{'' if named else 'weight: '}{error}") from error

@@ -12,7 +12,8 @@ from tautnet import logkeys
 from tautnet.config import ConfigError, build
 from tautnet.factories import Task
 from tautnet.losses import AbstractClassificationLoss, CrossEntropy, NoLoss
-from tautnet.models.base import AbstractModel, stage_metrics
+from tautnet.models.base import AbstractModel
+from tautnet.models.stage_metrics import stage_metrics
 
 
 class Classifier(AbstractModel):

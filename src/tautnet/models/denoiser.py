@@ -11,7 +11,8 @@ from torchmetrics.image import PeakSignalNoiseRatio
 
 from tautnet import logkeys
 from tautnet.factories import Task
-from tautnet.models.base import AbstractModel, stage_metrics
+from tautnet.models.base import AbstractModel
+from tautnet.models.stage_metrics import stage_metrics
 
 
 class Denoiser(AbstractModel):

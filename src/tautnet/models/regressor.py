@@ -10,7 +10,8 @@ from torchmetrics.regression import R2Score
 
 from tautnet import logkeys
 from tautnet.factories import Task
-from tautnet.models.base import AbstractModel, stage_metrics
+from tautnet.models.base import AbstractModel
+from tautnet.models.stage_metrics import stage_metrics
 
 
 class Regressor(AbstractModel):

@@ -14,7 +14,9 @@ from tautnet.factories import RoleOwner
 class AbstractRegularizer(nn.Module, RoleOwner, ABC):
     """A penalty on a network; its own parameters, if any, have the role ``regularizer``.
 
-    Owned by the LightningModule, which attaches it once and adds its value to the loss of every training step.
+    Owned by the LightningModule, which attaches it once and adds its value to the loss of every training step. On
+    several ranks a penalty on parameters is the same in all; one on what passes through the network is of each rank's
+    part of the batch, and averaging the gradients averages it.
 
     Args:
         weight: factor of the penalty, at least 0.
@@ -54,6 +56,16 @@ class AbstractRegularizer(nn.Module, RoleOwner, ABC):
 
         Raises:
             ValueError: a batch that does not do.
+        """
+
+    def check_batch_size(self, size: int) -> None:
+        """Refuse training batches that are too small for the penalty, before the fit; most take any.
+
+        Args:
+            size: samples in a batch, on several ranks in each one's part of it.
+
+        Raises:
+            ValueError: too few.
         """
 
     @abstractmethod

@@ -32,8 +32,9 @@ class VarianceConstancy(AbstractRegularizer, Projected):
 
     It looks at each training forward through hooks that stay in the network, see ``factories.Observer``, and acts on
     the latest one. A layer that runs in eval mode has no term; a batch with fewer than 2 ``sample_size`` samples gives
-    0. In distributed training each process has the loss of its own batch, which averaging the gradients averages.
-    Gradient checkpointing has to be of the kind that records the first pass (``use_reentrant=False``).
+    0. In distributed training each rank has the loss of its own part of the batch, which has to hold enough samples;
+    averaging the gradients averages the losses, and beta, trained alike, stays the same on all ranks. Gradient
+    checkpointing has to be of the kind that records the first pass (``use_reentrant=False``).
 
     Source: Littwin, Wolf (2018), by their code: one pair, every position of an image a unit with a beta of its own,
     the output without a term, weight 0.01. Differences: beta keeps ``beta_min`` and has no weight decay, where theirs
@@ -159,8 +160,7 @@ class VarianceConstancy(AbstractRegularizer, Projected):
         Raises:
             ValueError: a batch too small for the loss; the first one is seldom smaller than the others.
         """
-        if 2 * self.sample_size > len(x):
-            raise ValueError(f"sample_size={self.sample_size}: at most half of a batch, which has {len(x)} samples")
+        self.check_batch_size(len(x))
         if not self.beta_from_data:
             return
         found = activation_inputs(net, x)
@@ -169,6 +169,11 @@ class VarianceConstancy(AbstractRegularizer, Projected):
             shared = [dim for dim in range(beta.dim()) if beta.shape[dim] < variances_U.shape[dim]]
             beta.copy_(self.beta_init * (variances_U.mean(shared, keepdim=True) if shared else variances_U))
         self.project_()
+
+    def check_batch_size(self, size: int) -> None:
+        """Two subsets are needed, or ValueError."""
+        if 2 * self.sample_size > size:
+            raise ValueError(f"sample_size={self.sample_size}: at most half of a batch, which has {size} samples")
 
     def _variances(self, x: Tensor, sample_size: int, num_subsets: int) -> Tensor:
         return subset_variances(x, sample_size, num_subsets, pool_positions=self.unit == "channel")
