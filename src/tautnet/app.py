@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tautnet import distributed
 from tautnet.config import ConfigError, build, plain
 from tautnet.job import SETTINGS, execute
-from tautnet.layout import launched, num_processes, with_layout
+from tautnet.layout import launched, num_processes, shards, with_layout
 from tautnet.optim.settings import role_settings
 from tautnet.optim.steps import check_steps
 from tautnet.resume import continued, override_name
@@ -104,8 +104,7 @@ def _try_parts(settings: Mapping[str, Any]) -> None:
         if name in settings["callbacks"] and stage not in settings["run"]:
             raise ConfigError(f"callbacks={name}: {why}, and run={settings['run']} has no {stage}")
     check_steps(settings["trainer"], settings["compile"])
-    strategy = settings["trainer"].get("strategy")
-    if isinstance(strategy, dict) and str(strategy.get("_target_")).endswith(".ModelParallelStrategy"):
+    if shards(settings["trainer"]):
         _check_callbacks_of_shards(settings["callbacks"])
 
 

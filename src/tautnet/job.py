@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 _log = logging.getLogger(__name__)
+_TRIED = 64  # samples of a batch, before training: what a few show, and every process has to wait for
 SETTINGS = "config.yaml"  # in the run directory, from the moment on when nothing has refused them
 
 
@@ -114,13 +115,14 @@ def _check_task(model: Mapping[str, Any], task: str) -> None:
 def _try_batch(model: Any, batch: tuple[torch.Tensor, torch.Tensor], settings: Mapping[str, Any]) -> None:
     """One training forward of a copy: batch statistics, for example, need more than one value a channel."""
     x, targets = batch
+    model.check_targets(targets)
+    x, targets = x[:_TRIED], targets[:_TRIED]
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             outputs = deepcopy(model.net).train()(x)
     except (ValueError, RuntimeError) as error:
         batch_size = f"data.batch_size={settings['data'].get('batch_size')}: "
         raise ConfigError(f"{key_of(error, settings, 'activation') or batch_size}{error}") from error
-    model.check_targets(targets)
     if outputs.shape != targets.shape and not (model.task == "classification" and outputs.dim() == 2):
         shape = tuple(outputs.shape)
         needed = "(batch, classes)" if model.task == "classification" else tuple(targets.shape)

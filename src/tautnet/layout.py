@@ -70,9 +70,17 @@ def with_layout(trainer: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"trainer.devices={devices} trainer.num_nodes={nodes}: auto; {started}")
     if world is None and nodes > 1:
         raise ConfigError(f"trainer.num_nodes={nodes}: 1, or start the processes by torchrun or srun")
-    if world is None and count == 1 and "strategy" in found and _shares_gradients_only(found["strategy"]):
-        found["strategy"] = "auto"  # with nobody to share them with
+    if shards(found):
+        found["strategy"] = dict(found["strategy"]) | {"data_parallel_size": count * nodes}
+    elif isinstance(found.get("strategy"), dict) and world is None and count == 1:
+        found["strategy"] = "auto"  # with nobody to share gradients with
     return found
+
+
+def shards(trainer: Mapping[str, Any]) -> bool:
+    """Whether no process has all of the weights between the steps."""
+    strategy = trainer.get("strategy")
+    return isinstance(strategy, dict) and str(strategy.get("_target_")).endswith(".ModelParallelStrategy")
 
 
 def num_processes(trainer: Mapping[str, Any]) -> int:
@@ -99,7 +107,3 @@ def _is_count(value: Any) -> bool:
 
 def _is_list_of_gpus(devices: Any) -> bool:
     return isinstance(devices, list) and len(devices) > 0 and all(isinstance(device, int) for device in devices)
-
-
-def _shares_gradients_only(strategy: Any) -> bool:
-    return isinstance(strategy, dict) and str(strategy.get("_target_")).endswith(".DDPStrategy")
