@@ -17,8 +17,8 @@ from typing import Any
 TRAIN = Path(__file__).parents[1] / "train.py"
 
 forking = multiprocessing.get_context("forkserver")
-_PRELOADED = ["tautnet.job", "tautnet.callbacks", "tautnet.data", "tautnet.results", "sklearn.model_selection"]
-forking.set_forkserver_preload(_PRELOADED)  # there is one server for all that a process of the tests forks
+PRELOADED = ["tautnet.job", "tautnet.callbacks", "tautnet.data", "tautnet.results", "sklearn.model_selection"]
+forking.set_forkserver_preload(PRELOADED)  # there is one server for all that a process of the tests forks
 
 
 def _run(function: Callable[..., Any], arguments: tuple, environment: dict[str, str], folder: Path) -> None:

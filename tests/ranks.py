@@ -1,6 +1,5 @@
 """Running a function in several processes that torchrun might have started."""
 
-import multiprocessing
 import os
 import socket
 import traceback
@@ -11,9 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from forked import forking
 
-# Imported once, by the process that the others are forked from: it has no threads and nothing of the tests' state.
-_PRELOADED = ["tautnet.job", "tautnet.callbacks", "tautnet.results", "sklearn.model_selection", "ranks"]
 _SECONDS = 120  # that a test waits for its ranks
 
 
@@ -26,11 +24,9 @@ def in_ranks(function: Callable[..., Any], world_size: int, folder: Path, *argum
         folder: for the results, an empty one.
         *arguments: can be pickled too.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
     port = _free_port()
     processes = [
-        context.Process(target=_work, args=(function, rank, world_size, port, str(folder), arguments), daemon=True)
+        forking.Process(target=_work, args=(function, rank, world_size, port, str(folder), arguments), daemon=True)
         for rank in range(world_size)
     ]
     for process in processes:

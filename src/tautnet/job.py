@@ -17,7 +17,7 @@ import torch.distributed as dist
 from tautnet import logkeys
 from tautnet.config import ConfigError, build, key_of, locate
 from tautnet.factories import DataError
-from tautnet.layout import num_ranks
+from tautnet.layout import num_ranks, shards
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -62,6 +62,7 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     from tautnet.app_callbacks import compiled, settings_writer
+    from tautnet.models.sharding import share_out_
 
     _silence_known_messages()
     if "fit" not in settings["run"]:
@@ -81,6 +82,8 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     if data.batch_size % ranks:
         raise ConfigError(f"data.batch_size={data.batch_size}: a multiple of the {ranks} processes that share it")
     model = build({"_target_": settings["model"]["_target_"]}, "model", config=spec)
+    if shards(settings["trainer"]):
+        share_out_(model)
     if "fit" in settings["run"]:
         batch = next(iter(data.train_dataloader()))
         _try_batch(model, batch, settings)

@@ -9,8 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
+
+from tautnet import distributed
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [sys.executable, str(ROOT / "train.py")]
@@ -97,22 +100,48 @@ def test_two_nodes_give_the_answer_of_one(sweep, tmp_path):
     assert metrics(first / "run") == metrics(sweep / "1")
 
 
-def test_under_srun_the_first_task_composes_a_sweep_for_both(sweep, tmp_path):
-    slurm = {
-        **{"SLURM_JOB_ID": str(10_000 + os.getpid() % 10_000), "SLURM_JOB_NAME": "train", "SLURM_NODEID": "0"},
-        **{"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NNODES": "1"},
-        **{"SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"},
-    }
-    command = [*TRAIN, "-m", "trainer=ddp_cpu", "seed=0,1", *SMALL, f"hydra.sweep.dir={tmp_path / 'jobs'}"]
-    tasks = [start(command, tmp_path, **slurm, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in range(2)]
-    ended(*tasks)
-    assert {path.name for path in (tmp_path / "jobs").iterdir() if path.is_dir()} == {"0", "1"}
-    expected = weights(sweep / "1")
-    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "jobs" / "0").items())
+SRUN = {
+    **{"SLURM_JOB_NAME": "train", "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"},
+    **{"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NNODES": "1"},
+}
 
 
-@pytest.mark.parametrize("cause", ["a rank that dies", "SIGTERM"])
-def test_all_processes_end_together(tmp_path, cause):
+def tell(rank: int, job_id: int) -> list[dict]:
+    """What a task of srun hears of the jobs that the first one announces, and where both then meet."""
+    os.environ |= SRUN | {"SLURM_JOB_ID": str(job_id), "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+    if rank > 0:
+        return [settings | {"port": os.environ["MASTER_PORT"]} for settings in distributed.announced()]
+    ports = []
+    for seed in range(2):
+        distributed.announce({"seed": seed})
+        ports.append({"seed": seed, "port": os.environ["MASTER_PORT"]})
+    distributed.dismiss()
+    time.sleep(2)  # the store is this process's
+    return ports
+
+
+def test_under_srun_the_first_task_tells_the_other(tmp_path):
+    folders = [tmp_path / str(rank) for rank in range(2)]
+    heard = []
+    tasks = []
+    for rank, folder in enumerate(folders):
+        folder.mkdir()
+        tasks.append(forked.start(told, rank, 10_000 + os.getpid() % 10_000, folder=folder))
+    for task, folder in zip(tasks, folders, strict=True):
+        done = forked.finish(task, folder)
+        assert done.returncode == 0, done.stderr
+        heard.append(json.loads((folder / "heard.json").read_text()))
+    assert heard[0] == heard[1]
+    assert [job["seed"] for job in heard[0]] == [0, 1]
+    assert heard[0][0]["port"] != heard[0][1]["port"]
+
+
+def told(rank: int, job_id: int) -> None:
+    """``tell``, its result in a file."""
+    Path("heard.json").write_text(json.dumps(tell(rank, job_id)))
+
+
+def test_when_a_rank_dies_all_processes_end(tmp_path):
     endless = [*SMALL, "trainer.max_epochs=100000", "trainer=ddp_cpu", "hydra.run.dir=run"]
     program = start([*TRAIN, *endless], tmp_path)
     try:
@@ -124,15 +153,11 @@ def test_all_processes_end_together(tmp_path, cause):
         ranks = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
         ranks = [int(rank) for rank in ranks if b"tautnet.worker" in Path(f"/proc/{rank}/cmdline").read_bytes()]
         assert len(ranks) == 2
-        if cause == "SIGTERM":
-            program.terminate()
-        else:
-            os.kill(ranks[1], signal.SIGKILL)
+        os.kill(ranks[1], signal.SIGKILL)
         _, error = program.communicate(timeout=60)
     finally:
         program.kill()
-    assert program.returncode == (143 if cause == "SIGTERM" else 1)
-    if cause != "SIGTERM":
-        assert "error: rank 1 of 2 ended by SIGKILL; the others were stopped" in error
+    assert program.returncode == 1
+    assert "error: rank 1 of 2 ended by SIGKILL; the others were stopped" in error
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
     assert (tmp_path / "run" / "config.yaml").exists()

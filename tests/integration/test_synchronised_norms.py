@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import grouped, in_ranks
 from torch import nn
 
 from tautnet.normalizers import BatchNorm, Unitize, synchronise_
@@ -85,20 +86,15 @@ def _images():
     return torch.randn(8, 1, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def _work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def _work():
+    rank = dist.get_rank()
     found = {way: _own_results(rank, way) for way in WAYS}
-    torch.save({"found": found, "ddp": _ddp_gradients(rank)}, f"{folder}/{rank}")
-    dist.barrier()  # nobody leaves while the other still talks to it
-    dist.destroy_process_group()
+    return {"found": found, "ddp": _ddp_gradients(rank)}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(_work, (str(folder),), nprocs=2)
-    return [torch.load(folder / str(rank)) for rank in range(2)]
+    return in_ranks(grouped, 2, tmp_path_factory.mktemp("ranks"), _work)
 
 
 def distances(setting, batch, parts):

@@ -1,12 +1,11 @@
 """Variance constancy through the application: composed, logged, resumed, tested, in two processes."""
 
 import json
-import os
 
 import pytest
 import torch
 import torch.distributed as dist
-from forked import finish, start
+from ranks import grouped, in_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -124,29 +123,19 @@ def batches():
     return x[:8], x[8:], x[:2]  # the last is too small for the penalty
 
 
-def train_rank(rank, folder):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def trained():
     model = Both()
     parallel = DistributedDataParallel(model)
     found = []
     for parts in (batches()[:2], (batches()[0], batches()[2])):
         parallel.zero_grad()
-        parallel(parts[rank]).backward()
+        parallel(parts[dist.get_rank()]).backward()
         found.append([parameter.grad.clone() for parameter in model.parameters()])
-    if rank == 0:
-        torch.save(found, f"{folder}/gradients.pt")
-    dist.destroy_process_group()
+    return found
 
 
 def test_two_processes_average_their_own_terms(tmp_path):
-    folders = [tmp_path / str(rank) for rank in range(2)]
-    for folder in folders:
-        folder.mkdir()
-    ranks = [start(train_rank, rank, str(tmp_path), folder=folder) for rank, folder in enumerate(folders)]
-    for done in (finish(process, folder) for process, folder in zip(ranks, folders, strict=True)):
-        assert done.returncode == 0, done.stderr
-    found = torch.load(tmp_path / "gradients.pt")
+    found = in_ranks(grouped, 2, tmp_path, trained)[0]
     for number, parts in enumerate((batches()[:2], (batches()[0], batches()[2]))):
         model = Both()
         (sum(model(part) for part in parts) / 2).backward()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import grouped, in_ranks
 from torch import library, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -320,17 +321,11 @@ def test_a_backend_that_does_not_run_here_is_refused_by_name():
         linear_spline(torch.zeros(2, 3), torch.zeros(3, 5), 1.0, "triton")
 
 
-def _gradients_of_a_half(rank, folder):
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def _gradients_of_a_half():
     model = nn.parallel.DistributedDataParallel(_small_net())
     x = torch.linspace(-3, 3, 80).view(20, 4)
-    model(x[rank::2]).square().mean().backward()
-    if rank == 0:
-        torch.save([parameter.grad for parameter in model.parameters()], f"{folder}/gradients")
-    dist.barrier()  # nobody leaves while the other still talks to it
-    dist.destroy_process_group()
+    model(x[torch.distributed.get_rank() :: 2]).square().mean().backward()
+    return [parameter.grad for parameter in model.parameters()]
 
 
 def _small_net():
@@ -339,10 +334,10 @@ def _small_net():
 
 
 def test_two_processes_get_the_gradients_of_one(tmp_path):
-    torch.multiprocessing.spawn(_gradients_of_a_half, (str(tmp_path),), nprocs=2)
+    gradients = in_ranks(grouped, 2, tmp_path, _gradients_of_a_half)[0]
     alone = _small_net()
     alone(torch.linspace(-3, 3, 80).view(20, 4)).square().mean().backward()
-    for together, parameter in zip(torch.load(tmp_path / "gradients"), alone.parameters(), strict=True):
+    for together, parameter in zip(gradients, alone.parameters(), strict=True):
         torch.testing.assert_close(together, parameter.grad)
 
 

@@ -59,7 +59,7 @@ ALLOWED = {
     "app": {"config", "distributed", "job", "layout", "optim", "resume", "worker"},
     "app_callbacks": set(),
     "distributed": {"config", "layout"},
-    "job": {"app_callbacks", "config", "factories", "layout", "logkeys", "results"},
+    "job": {"app_callbacks", "config", "factories", "layout", "logkeys", "models", "results"},
     "layout": {"config"},
     "worker": {"config", "distributed", "job"},
     "results": {"logkeys"},

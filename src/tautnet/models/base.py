@@ -8,10 +8,8 @@ from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
@@ -97,16 +95,6 @@ class AbstractModel(pl.LightningModule, ABC):
                 regularizer.check_batch_size(batch_size // ranks)
             except ValueError as error:
                 raise ConfigError(f"regularizer.{name}.{error} in each of {ranks} ranks") from error
-
-    def configure_model(self) -> None:
-        """Under a strategy that shards, keep on each rank only a part of the gradients and of the optimizer's state.
-
-        The net is one unit, its weights are whole from the forward pass to the end of the backward pass: penalties and
-        layers that compare all of a weight see all of it.
-        """
-        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.net, FSDPModule):
-            assert self.device_mesh is not None
-            fully_shard(self.net, mesh=self.device_mesh["data_parallel"], reshard_after_forward=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output."""

@@ -70,8 +70,13 @@ def test_auto_is_otherwise_one_node_with_all_gpus_or_two_processes_of_a_cpu(laun
 
 def test_one_device_alone_has_nobody_to_share_gradients_with(launcher):
     assert laid_out(devices=1) == (1, 1, "auto")
-    sharded = {"_target_": "pytorch_lightning.strategies.ModelParallelStrategy"}
-    assert laid_out(devices=1, strategy=sharded)[2] == sharded
+
+
+def test_shards_are_as_many_as_processes(launcher):
+    sharded = {"_target_": "pytorch_lightning.strategies.ModelParallelStrategy", "tensor_parallel_size": 1}
+    assert laid_out(devices=1, strategy=sharded)[2] == sharded | {"data_parallel_size": 1}
+    launcher(TORCHRUN)
+    assert laid_out(strategy=sharded)[2] == sharded | {"data_parallel_size": 6}
 
 
 def test_named_gpus_stay_named(launcher):
