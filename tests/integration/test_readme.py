@@ -19,9 +19,10 @@ from tautnet.config import build
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^(python train\.py.*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
 ON_FILES = [c for c in COMMANDS if "<" in c and "ckpt" not in c]
-METHODS = README[README.index("## Normalizers") : README.index("## Sweeps")]  # each has training tests of its own
-LAUNCHED = README[README.index("## Sweeps") : README.index("## As a library")]  # test_sweeps and test_distributed run the like
-TRAINING = [c for c in COMMANDS if "ckpt" not in c and "--help" not in c and c not in ON_FILES and c not in METHODS + LAUNCHED]
+METHODS = README[README.index("## Normalizers") : README.index("## Sweeps")]
+LAUNCHED = README[README.index("## Sweeps") : README.index("## As a library")]
+ELSEWHERE = METHODS + LAUNCHED  # these have training tests of their own
+TRAINING = [c for c in COMMANDS if "ckpt" not in c and "--help" not in c and c not in ON_FILES and c not in ELSEWHERE]
 # A command on files that names the left is tried with fewer channels.
 SMALLER = {
     "resnet20": ["model.net.width=4"],
