@@ -76,15 +76,18 @@ def seconds(run: Run, repeats: int, device: str) -> float:
 
 
 def interleaved(runs: dict[str, Run], rounds: int, device: str, least_seconds: float = 0.02) -> Times:
-    """Times of each, taking turns; short ones are repeated within a round, those above a second skip later rounds."""
+    """Times of each, taking turns; short ones are repeated within a round, those above ten seconds run once."""
     repeats = {}
-    for name, run in runs.items():
-        run()
-        repeats[name] = max(1, min(200, int(least_seconds / max(seconds(run, 1, device), 1e-7))))
     times: Times = {name: [] for name in runs}
-    for index in range(rounds):
+    for name, run in runs.items():
+        first = seconds(run, 1, device)
+        if first > 10:
+            times[name].append(first)
+            continue
+        repeats[name] = max(1, min(200, int(least_seconds / max(seconds(run, 1, device), 1e-7))))
+    for _ in range(rounds):
         for name, run in runs.items():
-            if index < 3 or times[name][0] < 1:
+            if name in repeats:
                 times[name].append(seconds(run, repeats[name], device))
     return times
 
