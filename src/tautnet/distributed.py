@@ -1,4 +1,4 @@
-"""The processes of a job: how many, who starts them, and how each of them gets the same settings.
+"""The processes of a job: who starts them, and how each of them gets the same settings.
 
 Three ways. One process: nothing to do. Several under plain ``python train.py``, also inside a sweep and below any Hydra
 launcher: the process that composed the settings starts fresh ones as torchrun would, and they read the settings from a

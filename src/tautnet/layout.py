@@ -72,15 +72,20 @@ def with_layout(trainer: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"trainer.num_nodes={nodes}: 1, or start the processes by torchrun or srun")
     if shards(found):
         found["strategy"] = dict(found["strategy"]) | {"data_parallel_size": count * nodes}
-    elif isinstance(found.get("strategy"), dict) and world is None and count == 1:
+    elif _strategy(found) == "DDPStrategy" and world is None and count == 1:
         found["strategy"] = "auto"  # with nobody to share gradients with
     return found
 
 
 def shards(trainer: Mapping[str, Any]) -> bool:
     """Whether no process has all of the weights between the steps."""
+    return _strategy(trainer) == "ModelParallelStrategy"
+
+
+def _strategy(trainer: Mapping[str, Any]) -> str | None:
+    """Name of the class of a strategy with settings of its own."""
     strategy = trainer.get("strategy")
-    return isinstance(strategy, dict) and str(strategy.get("_target_")).endswith(".ModelParallelStrategy")
+    return str(strategy.get("_target_")).rpartition(".")[2] if isinstance(strategy, dict) else None
 
 
 def num_processes(trainer: Mapping[str, Any]) -> int:

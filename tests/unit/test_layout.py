@@ -70,6 +70,8 @@ def test_auto_is_otherwise_one_node_with_all_gpus_or_two_processes_of_a_cpu(laun
 
 def test_one_device_alone_has_nobody_to_share_gradients_with(launcher):
     assert laid_out(devices=1) == (1, 1, "auto")
+    own = {"_target_": "pytorch_lightning.strategies.DeepSpeedStrategy"}
+    assert laid_out(devices=1, strategy=own) == (1, 1, own)
 
 
 def test_shards_are_as_many_as_processes(launcher):

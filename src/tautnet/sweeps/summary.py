@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from rich.console import Console
 from rich.table import Table
 
+from tautnet.logkeys import SUMMARY
 from tautnet.sweeps.folder import Run, SweepFolder
 
 _ROWS = 50  # of the printed table; sweep.csv has all
@@ -64,8 +65,6 @@ def write_csv(runs: Sequence[Run], path: Path) -> None:
 
 def printed(runs: Sequence[Run], objectives: Mapping[str, str]) -> Table:
     """A row for each set of runs that differ in the seed alone, the best first."""
-    from tautnet.logkeys import SUMMARY
-
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run, row in zip(runs, changed(runs), strict=True):
         groups.setdefault(tuple((key, value) for key, value in row.items() if key != "seed"), []).append(run)
