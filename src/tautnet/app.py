@@ -15,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from tautnet import distributed
 from tautnet.config import ConfigError, build, plain
-from tautnet.job import SETTINGS, execute
+from tautnet.job import execute
 from tautnet.layout import launched, num_processes, shards, with_layout
 from tautnet.optim.settings import role_settings
 from tautnet.optim.steps import check_steps
-from tautnet.resume import continued, override_name
+from tautnet.resume import continued, going_on, override_name
+from tautnet.run_directory import RESULT, SETTINGS, held, is_cut_off
 from tautnet.worker import do_with_others
 
 
@@ -37,7 +38,8 @@ def run(config: DictConfig) -> float | None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     fresh = not any(run_dir.iterdir())  # Hydra made it
     try:
-        return _start(_checked(config))
+        with held(run_dir):
+            return _start(_checked(config))
     except BaseException:
         if fresh and not (run_dir / SETTINGS).exists():
             _end_logs_below(run_dir)
@@ -72,12 +74,16 @@ def _checked(config: DictConfig) -> dict[str, Any]:
     if any(override_name(override) == "run_dir" for override in overrides):
         raise ConfigError(f"run_dir={config.run_dir}: name the directory by hydra.run.dir=…")
     settings = plain(config)
+    if settings.pop("resume") is not None:
+        raise ConfigError("resume: for a single run; a sweep goes on with its unfinished jobs by itself")
     if settings["ckpt"] is not None:
         settings, overrides = continued(settings, overrides)
     settings["overrides"] = overrides
     run_dir = Path(settings["run_dir"])
-    if any((run_dir / name).exists() for name in (SETTINGS, "result.json")):
+    if (run_dir / RESULT).exists():
         raise ConfigError(f"{run_dir}: holds a run already; name another directory by hydra.run.dir or hydra.sweep.dir")
+    if is_cut_off(run_dir):
+        settings = going_on(settings, run_dir)
     settings["trainer"] = with_layout(settings["trainer"])
     _try_parts(settings)
     return settings
@@ -110,6 +116,6 @@ def _try_parts(settings: Mapping[str, Any]) -> None:
 
 def _check_callbacks_of_shards(callbacks: Mapping[str, Any]) -> None:
     for name, callback in callbacks.items():
-        if str(callback.get("_target_")).rpartition(".")[2] not in ("ModelCheckpoint", "EarlyStopping"):
+        if str(callback.get("_target_")).rpartition(".")[2] not in ("Checkpoints", "ModelCheckpoint", "EarlyStopping"):
             why = "looks at weights between the steps, where no process of trainer=fsdp has them whole"
             raise ConfigError(f"callbacks.{name}: {why}; callbacks=checkpoints")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,13 +17,15 @@ from tautnet import logkeys
 from tautnet.config import ConfigError, build, key_of, locate
 from tautnet.factories import DataError
 from tautnet.layout import num_ranks, shards
+from tautnet.run_directory import SETTINGS
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
+    from tautnet.run_state import RunState
+
 _log = logging.getLogger(__name__)
 _TRIED = 64  # samples of a batch, before training: what a few show, and every process has to wait for
-SETTINGS = "config.yaml"  # in the run directory, from the moment on when nothing has refused them
 
 
 def execute(settings: dict[str, Any]) -> float | None:
@@ -56,13 +57,19 @@ def prepared(settings: dict[str, Any]) -> Callable[[], float | None]:
     return job
 
 
-def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
+def _assemble(
+    settings: dict[str, Any],
+) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule, RunState, str | None]:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Lightning imports it; a new font cache is no news
     import pytorch_lightning as pl
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     from tautnet.app_callbacks import compiled, settings_writer
+    from tautnet.callbacks.checkpointing import Checkpoints
+    from tautnet.checkpoint_io import AtomicCheckpointIO
     from tautnet.models.sharding import share_out_
+    from tautnet.run_state import RunState
+    from tautnet.stopping import Stopping
 
     _silence_known_messages()
     if "fit" not in settings["run"]:
@@ -71,6 +78,7 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     pl.seed_everything(settings["seed"], verbose=False)
     data = build(settings["data"], "data")
     trained_on = settings.pop("trained_on", {})  # of the checkpoint; no setting of this run
+    resumed = settings.pop("resumed", None)  # likewise
     spec = settings | {"input_shape": list(data.input_shape), "num_outputs": data.num_outputs}
     for key, trained in trained_on.items():
         if trained != spec[key]:
@@ -87,25 +95,43 @@ def _assemble(settings: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule,
     if "fit" in settings["run"]:
         batch = next(iter(data.train_dataloader()))
         _try_batch(model, batch, settings)
-        if settings["ckpt"] is None:  # else its state says
+        if settings["ckpt"] is None and not (resumed and resumed["ckpt"]):  # else its state says
             model.calibrate_(batch[0])
     callbacks = list(build(settings["callbacks"], "callbacks").values())
+    callbacks.sort(key=lambda callback: isinstance(callback, Checkpoints))  # last: they hold the others' states
     if settings["compile"]:
         callbacks.insert(0, compiled(model))
-    callbacks.append(settings_writer(settings, Path(settings["run_dir"], SETTINGS)))
-    saves = any(isinstance(callback, pl.callbacks.ModelCheckpoint) for callback in callbacks)
+    state = RunState(in_place=resumed is not None)
+    callbacks = [state, *callbacks, settings_writer(settings, Path(settings["run_dir"], SETTINGS)), state.behind()]
+    callbacks.append(Stopping(settings["run_dir"]))
     try:
         trainer = build(
             settings["trainer"],
             "trainer",
             callbacks=callbacks,
-            logger=list(build(settings["logger"], "logger").values()) or False,
-            enable_checkpointing=saves,
+            logger=list(build(_going_on(settings["logger"], resumed), "logger").values()) or False,
+            plugins=AtomicCheckpointIO(),
+            enable_checkpointing=True,
             default_root_dir=settings["run_dir"],
         )
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {error}") from error
-    return trainer, model, data
+    return trainer, model, data, state, resumed["ckpt"] if resumed else None
+
+
+def _going_on(loggers: dict[str, Any], resumed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings of loggers; in a run that goes on they keep what was logged up to the step that it goes on from."""
+    if resumed is None:
+        return loggers
+    own = {  # TensorBoard shows nothing of later steps that an earlier attempt has logged
+        "TensorBoardLogger": {"purge_step": resumed["step"] + 1},
+        "CSVLogger": {"version": f"from_step_{resumed['step']}"},  # it would delete the file that is there
+    }
+    return {name: config | own.get(_class_name(config), {}) for name, config in loggers.items()}
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+    return str(config.get("_target_")).rpartition(".")[2]
 
 
 def _check_task(model: Mapping[str, Any], task: str) -> None:
@@ -137,20 +163,22 @@ def _execute(
     trainer: pl.Trainer,
     model: pl.LightningModule,
     data: pl.LightningDataModule,
+    state: RunState,
+    resumed_from: str | None,
     run_dir: Path,
 ) -> float | None:
     metrics: dict[str, float] = {}
     weights = settings["ckpt"]
     if "fit" in settings["run"]:
-        start = time.perf_counter()
-        _fit(trainer, model, data, weights)
-        metrics[logkeys.FIT_SECONDS] = time.perf_counter() - start
+        _fit(trainer, model, data, resumed_from or weights)
+        metrics[logkeys.FIT_SECONDS] = state.total_seconds()
         metrics |= _numbers(trainer)
         weights = None  # the final weights are tested: schedules end there, and nothing is selected by chance
     if "test" in settings["run"]:
         with _refusals():
             trainer.test(model, data, ckpt_path=weights, verbose=False)
         metrics |= _numbers(trainer)
+    trainer.strategy.checkpoint_io.teardown()  # the last file is on the disk before result.json says that all is done
     if trainer.is_global_zero:
         from tautnet.results import write_down
 
@@ -159,14 +187,16 @@ def _execute(
 
 
 def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, ckpt: str | None) -> None:
-    """Fit; a signal ends the program with the status that shells expect, which Lightning alone does not give."""
+    """Fit; a signal outside its steps ends the program with the status that shells expect, as Lightning does not."""
     try:
         with _refusals():
             trainer.fit(model, data, ckpt_path=ckpt)
-    except SystemExit:
-        if trainer.received_sigterm:
-            raise SystemExit(143) from None
+    except SystemExit as left:
+        if left.code != 1:  # 1 is what Lightning makes of an interrupt
+            raise
         raise KeyboardInterrupt("the epochs that ended are in checkpoints/last.ckpt of the run directory") from None
+    if trainer.received_sigterm:
+        raise SystemExit(143)
 
 
 @contextmanager

@@ -1,16 +1,21 @@
-"""Continuing from a checkpoint: which settings come from the file."""
+"""Continuing a run from one of its checkpoints: which settings come from the file, and whether they fit it.
+
+Two ways. ``ckpt=<file>`` starts a run of its own, in a directory of its own, from a checkpoint. A run that was cut off
+goes on in its directory, from its newest checkpoint that is whole.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from hydra import compose
 
 from tautnet.config import ConfigError, plain
+
+_log = logging.getLogger(__name__)
 
 # What a trained model depends on; with ``ckpt`` these must be as they were.
 _BUILDING = ("model", "activation", "norm")
@@ -27,7 +32,7 @@ _TRAINING_CALLBACKS = re.compile(
 
 
 def continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The settings of a checkpoint's run with this command line's overrides on top, and all the overrides.
+    """The settings of the checkpoint that ``ckpt`` names with this command line's on top, and all the overrides.
 
     Under ``trained_on`` the settings carry the checkpoint's ``input_shape`` and ``num_outputs``, for the data to match.
 
@@ -39,11 +44,45 @@ def continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str,
         ConfigError: the file is no checkpoint, or the settings do not fit what it holds.
     """
     path = settings["ckpt"]
-    saved, finished_epochs = _saved_settings(path)
+    saved = _saved_settings(path)
     if "fit" in settings["run"] and not saved["training"]:
         raise ConfigError(f"ckpt={path}: holds weights alone; test it by run=[test], or continue from last.ckpt")
     kept = _kept(saved["overrides"], overrides)
     settings = plain(compose("train", overrides=kept + overrides))
+    _check(settings, saved, path)
+    epochs, finished = settings["trainer"].get("max_epochs"), saved["finished_epochs"]
+    if "fit" in settings["run"] and isinstance(epochs, int) and epochs <= finished:
+        raise ConfigError(f"trainer.max_epochs={epochs}: {path} has finished {finished}; name more")
+    settings["trained_on"] = {key: saved[key] for key in ("input_shape", "num_outputs")}
+    return settings, kept + overrides
+
+
+def going_on(settings: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    """The settings of a run that was cut off in its directory, to go on there.
+
+    Under ``resumed`` they name the newest checkpoint that is whole and its optimizer step. Without one the run starts
+    anew, at step 0.
+
+    Raises:
+        ConfigError: the settings do not fit what the checkpoint holds.
+    """
+    from tautnet.checkpoints import newest
+
+    path = newest(run_dir / "checkpoints") if "fit" in settings["run"] else None
+    if path is None:
+        _log.info("%s was cut off before its first checkpoint; it starts anew", run_dir)
+        return settings | {"resumed": {"ckpt": None, "step": 0}}
+    saved = _saved_settings(str(path))
+    _check(settings, saved, str(path))
+    _log.info("%s was cut off; it goes on after step %d, from %s", run_dir, saved["step"], path.name)
+    return settings | {
+        "resumed": {"ckpt": str(path), "step": saved["step"]},
+        "trained_on": {key: saved[key] for key in ("input_shape", "num_outputs")},
+    }
+
+
+def _check(settings: dict[str, Any], saved: dict[str, Any], path: str) -> None:
+    """Raise ConfigError where settings differ from those of a checkpoint's run that its training depends on."""
     for key in _TRAINING if "fit" in settings["run"] else _BUILDING:
         difference = _difference(saved[key], settings[key], key)
         if difference is not None:
@@ -52,11 +91,6 @@ def continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str,
         before, now = (data.get(name) for data in (saved["data"], settings["data"]))
         if None not in (before, now) and before != now:
             raise ConfigError(f"data.{name}={now}: {path} was trained with {before}, another part would validate")
-    epochs = settings["trainer"].get("max_epochs")
-    if "fit" in settings["run"] and isinstance(epochs, int) and epochs <= finished_epochs:
-        raise ConfigError(f"trainer.max_epochs={epochs}: {path} has finished {finished_epochs}; name more")
-    settings["trained_on"] = {key: saved[key] for key in ("input_shape", "num_outputs")}
-    return settings, kept + overrides
 
 
 def saved_overrides(path: str, overrides: list[str]) -> list[str]:
@@ -65,7 +99,7 @@ def saved_overrides(path: str, overrides: list[str]) -> list[str]:
     Raises:
         ConfigError: the file is no checkpoint.
     """
-    return _kept(_saved_settings(path)[0]["overrides"], overrides)
+    return _kept(_saved_settings(path)["overrides"], overrides)
 
 
 def _kept(saved: list[str], overrides: list[str]) -> list[str]:
@@ -74,10 +108,10 @@ def _kept(saved: list[str], overrides: list[str]) -> list[str]:
         override_name(override) for override in overrides if "." in override_name(override) or override not in saved
     }
     repeated = set(overrides)
-    return [o for o in saved if _carried_over(o) and o not in repeated and not _replaced(override_name(o), changed)]
+    return [o for o in saved if carried_over(o) and o not in repeated and not _replaced(override_name(o), changed)]
 
 
-def _carried_over(override: str) -> bool:
+def carried_over(override: str) -> bool:
     """Whether a continued run takes an override from its checkpoint: what is trained and how, as plain values.
 
     The file may be hostile. Directories, loggers and other callbacks are the new run's own matter, and a target or an
@@ -110,24 +144,23 @@ def _difference(saved: Any, asked: Any, key: str) -> tuple[str, Any, Any] | None
     return None if saved == asked else (key, saved, asked)
 
 
-def _saved_settings(path: str) -> tuple[dict[str, Any], int]:
-    """The settings inside a checkpoint and its number of finished epochs; nothing in the file is executed."""
+def _saved_settings(path: str) -> dict[str, Any]:
+    """The settings inside a checkpoint and how far it has come; nothing in the file is executed."""
+    from tautnet.checkpoints import DamagedError, read  # torch: not needed for --help
+
     if not Path(path).is_file():
         raise ConfigError(f"ckpt={path}: no such file; a checkpoint is, for example, <run>/checkpoints/last.ckpt")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read(Path(path))
         saved = checkpoint["hyper_parameters"]["config"]
         saved = {key: saved[key] for key in (*_TRAINING, "data", "overrides", "input_shape", "num_outputs")}
         saved["training"] = "optimizer_states" in checkpoint
-        finished = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+        saved["step"] = int(checkpoint["global_step"])
+        saved["finished_epochs"] = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
         if not all(isinstance(override, str) for override in saved["overrides"]) or not checkpoint["state_dict"]:
             raise TypeError("overrides or weights of another kind")
-    except _UNREADABLE as error:
-        raise ConfigError(f"ckpt={path}: not a checkpoint of tautnet, or a damaged one") from error
-    return saved, finished
-
-
-_UNREADABLE = (
-    *(UnpicklingError, RuntimeError, EOFError, OSError),  # not what torch.save writes
-    *(AttributeError, IndexError, KeyError, TypeError, ValueError),  # something else in it
-)
+    except DamagedError as error:
+        raise ConfigError(f"ckpt={error}") from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"ckpt={path}: not a checkpoint of tautnet") from error
+    return saved

@@ -41,9 +41,9 @@ def test_a_directory_stays_from_the_moment_on_when_nothing_refused_the_settings(
     assert run_dir.exists() == started
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "result.json"])
-def test_a_directory_with_either_file_holds_a_run(monkeypatch, run_dir, name):
-    monkeypatch.setattr(app, "plain", lambda config: {"ckpt": None, "run_dir": str(run_dir)})
+def test_a_finished_run_is_left_alone(monkeypatch, run_dir):
+    name = "result.json"
+    monkeypatch.setattr(app, "plain", lambda config: {"ckpt": None, "resume": None, "run_dir": str(run_dir)})
     monkeypatch.setattr(app, "_try_parts", lambda settings: pytest.fail("went on"))
     (run_dir / name).write_text("mine")
     with pytest.raises(ConfigError, match="holds a run already"):

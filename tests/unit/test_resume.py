@@ -2,7 +2,7 @@
 
 import pytest
 
-from tautnet.resume import _carried_over
+from tautnet.resume import carried_over
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from tautnet.resume import _carried_over
     ],
 )
 def test_what_training_depends_on_is_taken_over(override):
-    assert _carried_over(override)
+    assert carried_over(override)
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,4 @@ def test_what_training_depends_on_is_taken_over(override):
     ],
 )
 def test_the_rest_and_what_a_hostile_file_might_say_is_not(override):
-    assert not _carried_over(override)
+    assert not carried_over(override)

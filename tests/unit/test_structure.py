@@ -52,19 +52,31 @@ ALLOWED = {
         "models",
         "logkeys",
         "slnn",
+        "checkpoint_io",
     },
+    "checkpoints": set(),
+    "checkpoint_io": {"checkpoints"},
+    "run_directory": {"config", "resume"},
+    "run_state": {"models"},
+    "stopping": {"callbacks"},
     "data": {"factories"},
-    "command_line": {"config", "distributed", "layout", "resume", "worker"},
-    "resume": {"config"},
-    "app": {"config", "distributed", "job", "layout", "optim", "resume", "worker"},
+    "command_line": {"config", "distributed", "layout", "resume", "run_directory", "worker"},
+    "resume": {"checkpoints", "config"},
+    "app": {"config", "distributed", "job", "layout", "optim", "resume", "run_directory", "worker"},
     "app_callbacks": set(),
     "distributed": {"config", "layout"},
-    "job": {"app_callbacks", "config", "factories", "layout", "logkeys", "models", "results"},
+    "job": {
+        *("app_callbacks", "callbacks", "checkpoint_io", "config", "factories", "layout", "logkeys", "models"),
+        *("results", "run_directory", "run_state", "stopping"),
+    },
     "layout": {"config"},
     "worker": {"config", "distributed", "job"},
     "results": {"logkeys"},
 }
-KNOW_LIGHTNING = {"models", "callbacks", "data", "app_callbacks", "distributed", "job", "results"}
+KNOW_LIGHTNING = {
+    *("models", "callbacks", "data", "app_callbacks", "checkpoint_io", "distributed", "job", "results"),
+    *("run_state", "stopping"),
+}
 KNOW_HYDRA = {"sweeps", "app", "app_callbacks", "command_line", "config", "resume", "worker"}
 
 

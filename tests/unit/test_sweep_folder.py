@@ -1,7 +1,6 @@
 """Which jobs of a sweep's directory are finished, and where the others run; nothing is trained."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -68,19 +67,14 @@ def test_new_jobs_take_the_free_numbers(tmp_path):
     assert (tmp_path / "3" / "mine.txt").read_text() == "mine"
 
 
-def test_a_run_that_was_cut_off_starts_anew_where_it_was(tmp_path, caplog):
+def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path):
     cut_off(tmp_path, "3", "seed=1", "norm=batch")
     (tmp_path / "3" / "checkpoints").mkdir()
-    caplog.set_level(logging.INFO)
     folder = SweepFolder(tmp_path)
     assert folder.find(["seed=1", "norm=batch"]) is None
     assert folder.place(["seed=2"]).name == "0"
-    assert (tmp_path / "3" / "checkpoints").exists()
-    assert not caplog.messages
     assert folder.place(["norm=batch", "seed=1"]) == tmp_path / "3"
-    assert not (tmp_path / "3").exists()
-    assert len(caplog.messages) == 1
-    assert str(tmp_path / "3") in caplog.messages[0]
+    assert (tmp_path / "3" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,9 @@ class IcsMeter(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keep the probe."""
-        if self._probe is None:
+        if self._probe is not None:
+            self._probe = self._probe.to(batch[0].device)  # a checkpoint's lies on the CPU
+        else:
             pieces = joined([(batch[0][: self.num_samples],)])
             self._probe = torch.cat([x for (x,) in pieces])[: self.num_samples].clone()
 
@@ -144,6 +146,22 @@ class IcsMeter(pl.Callback):
         before, self._before = self._before, None
         after = self._look(trainer, pl_module)
         self._log(trainer, {path: self._quantities(before[path], after[path]) for path in self._paths})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The probe and what was measured."""
+        return {
+            "probe": None if self._probe is None else self._probe.cpu(),
+            "sums": dict(self._sums),
+            "num_measured": self._num_measured,
+            "num_drawn": self._num_drawn,
+            "history": self._history.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with them."""
+        self._probe, self._sums = state_dict["probe"], Counter(state_dict["sums"])
+        self._num_measured, self._num_drawn = state_dict["num_measured"], state_dict["num_drawn"]
+        self._history.load_state_dict(state_dict["history"])
 
     def _look(self, trainer: pl.Trainer, model: pl.LightningModule) -> dict[str, Tensor]:
         assert isinstance(model, AbstractModel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from matplotlib.colors import LogNorm
@@ -39,6 +40,15 @@ class LayerHistory:
         if len(self._columns) == _MOST_COLUMNS:
             self._columns = list(torch.stack(self._columns).view(-1, 2, len(self.paths)).mean(1))
             self._span *= 2
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, in tensors and numbers."""
+        return {"steps": self.steps, "columns": self._columns, "pending": self._pending, "span": self._span}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.steps, self._span = list(state["steps"]), state["span"]
+        self._columns, self._pending = list(state["columns"]), list(state["pending"])
 
     def values(self) -> Tensor:
         """Layers by time, (L, T), T at most ``_MOST_COLUMNS``."""

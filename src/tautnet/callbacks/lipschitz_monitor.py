@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from math import ceil, inf, isfinite, isinf, log, nan
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from tautnet import logkeys
-from tautnet.lipschitz import LipschitzReport, lipschitz_bound, lipschitz_lower, paper_bound
+from tautnet.lipschitz import LayerBound, LipschitzReport, lipschitz_bound, lipschitz_lower, paper_bound
 from tautnet.lipschitz.lower import NUM_PAIRS, ascend, start_pairs
 from tautnet.lipschitz.product import log_of, to_float
 from tautnet.models.base import AbstractModel
@@ -130,6 +131,27 @@ class LipschitzMonitor(pl.Callback):
             Path(self.folder).mkdir(parents=True, exist_ok=True)
             _figure(self._report).savefig(Path(self.folder, "lipschitz.png"), dpi=120)
             Path(self.folder, "lipschitz.md").write_text(_table(self._report))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next look begins with, and what is drawn at the end."""
+        return {
+            "pairs": [tuple(end.detach().cpu() for end in ends) for ends in self._pairs.values()],
+            "report": None if self._report is None else asdict(self._report),
+            "looked_after": self._looked_after,
+            "drawn_after": self._drawn_after,
+            "first_log": self._first_log,
+            "warned": sorted(self._warned),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._pairs = {x.shape[1:]: (x, y) for x, y in state_dict["pairs"]}
+        if (report := state_dict["report"]) is not None:
+            self._report = LipschitzReport(
+                **report | {"layers": tuple(LayerBound(**each) for each in report["layers"])}
+            )
+        self._looked_after, self._drawn_after = state_dict["looked_after"], state_dict["drawn_after"]
+        self._first_log, self._warned = state_dict["first_log"], set(state_dict["warned"])
 
     def _look(self, model: pl.LightningModule) -> LipschitzReport:
         assert isinstance(model, AbstractModel)

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tautnet import logkeys
 from tautnet.models.base import AbstractModel
-from tautnet.models.ranks import log_alike, num_ranks, of_first_rank, summed
+from tautnet.models.ranks import gathered, log_alike, num_ranks, of_first_rank, rank, summed
 from tautnet.regularizers.variance import VarianceConstancy
 
 
@@ -64,8 +64,8 @@ class VarianceMonitor(pl.Callback):
         self._num_steps += bool(terms)
         for path, terms_U in terms.items():
             mean, largest = terms_U.mean(), terms_U.max()
-            self._sums[path] = mean + self._sums.get(path, 0)
-            self._largest[path] = torch.maximum(largest, self._largest.get(path, largest))
+            self._sums[path] = mean + self._sums[path].to(mean) if path in self._sums else mean
+            self._largest[path] = torch.maximum(largest, self._largest.get(path, largest).to(largest))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log terms and betas."""
@@ -75,6 +75,15 @@ class VarianceMonitor(pl.Callback):
         for path, beta in self._penalty.betas().items():
             for quantity, value in zip(("beta_min", "beta_max"), beta.detach().aminmax(), strict=True):
                 log_alike(pl_module, logkeys.vcl(path, quantity), value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums of each rank over the epoch under way; all ranks have to call it."""
+        return {"ranks": gathered((_on_cpu(self._sums), _on_cpu(self._largest), self._num_steps))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with this rank's sums; with another number of ranks they begin anew."""
+        if len(state_dict["ranks"]) == num_ranks():
+            self._sums, self._largest, self._num_steps = state_dict["ranks"][rank()]
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with no samples."""
@@ -143,6 +152,10 @@ class VarianceMonitor(pl.Callback):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+def _on_cpu(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {path: value.detach().cpu() for path, value in values.items()}
 
 
 class Moments:

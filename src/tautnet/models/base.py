@@ -71,6 +71,8 @@ class AbstractModel(pl.LightningModule, ABC):
         except ValueError as error:
             raise ConfigError(f"norm.weight: {error}") from error
         self.mean_losses = nn.ModuleDict({"val_": SampleMean(), "test_": SampleMean()})
+        terms = [logkeys.loss("train"), *map(logkeys.loss_term, (logkeys.TASK, *self.regularizers))]
+        self.mean_terms = nn.ModuleDict({name.replace(".", "_"): SampleMean() for name in terms})
         self._total_steps = inf
         self._projected = [module for module in self.modules() if isinstance(module, Projected)]
 
@@ -140,12 +142,17 @@ class AbstractModel(pl.LightningModule, ABC):
             regularizer.progress = self.progress
             terms[name] = regularizer()
         total = sum(terms.values(), terms[logkeys.TASK].new_zeros(()))
-        size = len(batch[0])
-        by_epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
         for name, term in terms.items():
-            self.log(logkeys.loss_term(name), term, **by_epoch)
-        self.log(logkeys.loss("train"), total, prog_bar=True, **by_epoch)
+            self._log_mean(logkeys.loss_term(name), term, len(batch[0]))
+        self._log_mean(logkeys.loss("train"), total, len(batch[0]))
         return total
+
+    def _log_mean(self, name: str, term: Tensor, size: int) -> None:
+        """Have the mean over an epoch logged; as a metric, so that a checkpoint inside the epoch can hold it."""
+        mean = self.mean_terms[name]
+        assert isinstance(mean, SampleMean)
+        mean.update(term, size)
+        self.log(name, mean, on_step=False, on_epoch=True, prog_bar=name == logkeys.loss("train"), batch_size=size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the network from a checkpoint of other penalties: they act in training alone.

@@ -22,6 +22,11 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process among them; 0 outside a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def gathered(mine: T) -> list[T]:
     """What each rank has, in the order of the ranks; tensors have to lie on the CPU."""
     if num_ranks() == 1:

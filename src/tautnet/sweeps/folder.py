@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +20,6 @@ try:
 except ImportError:  # Windows: two sweeps in one directory go unnoticed there
     fcntl = None  # type: ignore[assignment]
 
-_log = logging.getLogger(__name__)
 _LOCK = ".sweep.lock"
 
 
@@ -38,8 +35,8 @@ class Run:
 class SweepFolder:
     """The jobs below a sweep's directory, each known by its overrides in any order.
 
-    A job with ``result.json`` is finished. One with ``config.yaml`` alone was cut off. Any other directory that is not
-    empty is somebody else's and is left alone.
+    A job with ``result.json`` is finished. One with ``config.yaml`` alone was cut off and goes on there. Any other
+    directory that is not empty is somebody else's and is left alone.
 
     Args:
         path: ``hydra.sweep.dir``; need not exist.
@@ -80,11 +77,10 @@ class SweepFolder:
         return next((run for run in self._runs.values() if _same_job(run.overrides, overrides)), None)
 
     def place(self, overrides: Sequence[str]) -> Path:
-        """An empty directory for a job that is to run: its own from before, or the next free number."""
+        """The directory for a job that is to run: its own from before, or the next free number."""
         for directory, started in self._unfinished.items():
             if _same_job(started, overrides):
                 del self._unfinished[directory]
-                make_ready_(directory)
                 return directory
         number = next(n for n in range(len(self._taken) + 1) if str(n) not in self._taken)
         self._taken.add(str(number))
@@ -96,12 +92,6 @@ class SweepFolder:
         if run is not None:
             self._runs[directory] = run
         return run
-
-
-def make_ready_(directory: Path) -> None:
-    """What becomes of a run that was cut off, before its job runs again: it is started anew in the same place."""
-    _log.info("%s: was cut off; it is emptied and starts anew", directory)
-    shutil.rmtree(directory)
 
 
 def read_run(directory: Path) -> Run | None:
