@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
-from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-# A configuration may come from a file that somebody else wrote: it can only name targets below these packages.
-ALLOWED_TARGETS = ("tautnet.", "torch.nn.", "torch.optim.", "pytorch_lightning.", "torchmetrics.")
+from tautnet import targets
+from tautnet.errors import ConfigError as ConfigError
+from tautnet.origin import check_places
+from tautnet.spelling import suggest
+
 STAGES = (["fit"], ["test"], ["fit", "test"])
 GROUPS = (
     "activation",
@@ -32,25 +34,16 @@ GROUPS = (
 )
 
 
-class ConfigError(ValueError):
-    """A setting cannot be used. The message names the key or file, the value and what is accepted."""
-
-
-def suggest(name: str, accepted: Sequence[str]) -> str:
-    """The end of a message about a name that does not exist: the nearest one and all accepted ones."""
-    close = get_close_matches(name, accepted, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"; {hint}Accepted: {', '.join(sorted(accepted)) or 'none'}"
-
-
 def plain(config: DictConfig | ListConfig) -> dict[str, Any]:
     """Resolve into plain dicts and lists, which checkpoints can hold, and check the top level.
 
     Raises:
-        ConfigError: stages that do not exist, a seed out of range, or a group that is no group.
+        ConfigError: stages that do not exist, a seed out of range, a group that is no group, or a place outside of the
+            run's directory that does not stand on the command line.
     """
-    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(settings, dict)
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    settings = {str(key): value for key, value in container.items()}
     if settings["run"] not in STAGES:
         raise ConfigError(f"run={settings['run']}: one of [fit], [test], [fit,test]")
     if not 0 <= settings["seed"] < 2**32:
@@ -61,7 +54,10 @@ def plain(config: DictConfig | ListConfig) -> dict[str, Any]:
             value = value.get(name)
             if not isinstance(value, dict):
                 raise ConfigError(f"{key}={value}: one of the options in conf/, or keys below it")
-    return {str(key): value for key, value in settings.items()}
+    if HydraConfig.initialized():  # else the caller composed what he wanted
+        running = HydraConfig.get()
+        check_places(settings, running.runtime.output_dir, list(running.overrides.task))
+    return settings
 
 
 def build(config: Any, key: str, /, **arguments: Any) -> Any:
@@ -76,7 +72,7 @@ def build(config: Any, key: str, /, **arguments: Any) -> Any:
         **arguments: further arguments of the outermost target; they win over configured ones.
 
     Raises:
-        ConfigError: a target outside ``ALLOWED_TARGETS``, an unknown or missing argument, a value of the wrong type, or
+        ConfigError: a target that cannot be named, an unknown or missing argument, a value of the wrong type, or
             one that the target refuses.
     """
     if isinstance(config, list):
@@ -85,10 +81,10 @@ def build(config: Any, key: str, /, **arguments: Any) -> Any:
         return config
     for name in arguments.keys() & config.keys():
         raise ConfigError(f"{key}.{name}={config[name]}: set by the application, not by a setting")
+    target = locate(config["_target_"], key) if "_target_" in config else None  # before anything inside is built
     entries = {name: build(value, f"{key}.{name}") for name, value in config.items() if name not in _RESERVED}
-    if "_target_" not in config:
+    if target is None:
         return entries
-    target = locate(config["_target_"], key)
     call = partial(_call, target, key, entries | arguments)
     return call if config.get("_partial_", False) else call()
 
@@ -96,25 +92,16 @@ def build(config: Any, key: str, /, **arguments: Any) -> Any:
 _RESERVED = ("_target_", "_partial_")
 
 
-def locate(path: str, key: str) -> Callable[..., Any]:
-    """The callable that ``path`` names, if it lies below ``ALLOWED_TARGETS``.
+def locate(path: object, key: str) -> Callable[..., Any]:
+    """The class or function that ``path`` names, see ``tautnet.targets``.
 
     Raises:
-        ConfigError: it lies elsewhere or does not exist.
+        ConfigError: there is none, or none that a configuration can name.
     """
-    message = f"{key}._target_={path}: not a class or function below {', '.join(a[:-1] for a in ALLOWED_TARGETS)}"
-    module_name, _, name = str(path).rpartition(".")
-    if not str(path).startswith(ALLOWED_TARGETS) or "._" in str(path):
-        raise ConfigError(message)
-    try:
-        target = getattr(import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(message) from error
-    # A module also holds what it imports: os.system must not be reachable through one of ours.
-    # Of other packages only classes: their functions may load files (Lightning's checkpoint loader does).
-    public = inspect.isclass(target) or str(path).startswith(("tautnet.", "torch.nn.utils.parametrizations."))
-    if not callable(target) or not public or not f"{target.__module__}.".startswith(ALLOWED_TARGETS):
-        raise ConfigError(message)
+    target = targets.find(path)
+    if target is None:
+        below = ", ".join(targets.accepted())
+        raise ConfigError(f"{key}._target_={path}: not a class or function below {below} that a setting can name")
     return target
 
 

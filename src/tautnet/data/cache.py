@@ -15,11 +15,15 @@ from torch import Tensor
 
 _log = logging.getLogger(__name__)
 _VERSION = "2"  # of what is stored
+_ROOT = 0  # who can write everything anyway
 
 
 def cache_folder() -> Path:
     """``$XDG_CACHE_HOME/tautnet``, by default ``~/.cache/tautnet``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tautnet"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):  # a user without a home; below this nothing can be made
+        base = os.devnull
+    return Path(base) / "tautnet"
 
 
 def fingerprint(kind: str, root: Path, files: Sequence[Path]) -> str:
@@ -40,7 +44,8 @@ def cached(
     """The tensors under ``key``, memory-mapped; read and stored on the first call.
 
     The stored file carries a hash of its content, against accidents. A damaged one is read anew with a warning, and
-    where the folder cannot be written the tensors are used from memory.
+    where the folder cannot be written the tensors are used from memory. A folder or a file that another user owns or
+    everyone can write is not used at all: what it holds would be trained on.
 
     Args:
         key: fit for a file name.
@@ -48,6 +53,12 @@ def cached(
         fits: whether stored tensors can be what ``read`` makes.
     """
     path = cache_folder() / f"{key}.safetensors"
+    foreign = next((place for place in (path.parent, path) if _may_be_forged(place)), None)
+    if foreign is not None:
+        _log.warning(
+            "%s: another user may have written it, so it is not used; XDG_CACHE_HOME names another folder", foreign
+        )
+        return dict(read())
     if path.is_file():
         tensors = _load(path)
         if tensors is not None and fits(tensors):
@@ -63,6 +74,14 @@ def cached(
     return _load(path) or tensors
 
 
+def _may_be_forged(path: Path) -> bool:
+    """Whether something exists that another user owns, or that everyone may write; Windows does not say."""
+    if os.name != "posix" or not os.path.lexists(path):
+        return False
+    found = (path.lstat(), path.stat()) if path.exists() else (path.lstat(),)
+    return any(status.st_uid not in (os.getuid(), _ROOT) for status in found) or bool(found[-1].st_mode & 0o002)
+
+
 def _content_hash(tensors: Mapping[str, Tensor]) -> str:
     digest = sha256()
     for name in sorted(tensors):
@@ -73,7 +92,7 @@ def _content_hash(tensors: Mapping[str, Tensor]) -> str:
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     """Beside its place first, then moved there: nobody sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o775, parents=True, exist_ok=True)
     half = path.with_suffix(f".{os.getpid()}")
     try:
         save_file(tensors, half, {"sha256": _content_hash(tensors)})

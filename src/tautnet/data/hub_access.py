@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import CRITICAL
 from pathlib import Path
+from pickle import UnpicklingError
 from threading import Thread
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from tautnet.data.formats.decoding import fitted, in_threads, open_image, pixels, stacked
@@ -22,6 +27,10 @@ HUB = "https://huggingface.co"
 SECONDS = 4  # to wait for the hub
 _LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class")
 _TEST_NAMES = ("test", "validation", "valid", "val")
+_DESCRIPTIONS = ("README.md", ".huggingface.yaml")  # where a folder may say which of its files are the set
+_HEADER = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---(\r|\n|$)", re.DOTALL)  # as the package finds it
+_ELSEWHERE = re.compile(r"[/\\~]|.*(:[/\\]|(^|[/\\])\.\.($|[/\\]))", re.DOTALL)
+_UNREADABLE = (OSError, ValueError, RuntimeError, UnpicklingError, tarfile.TarError, zipfile.BadZipFile)
 
 
 class HubError(ValueError):
@@ -51,6 +60,7 @@ def open_parts(path: str, subset: str | None, streaming: bool) -> Mapping[str, A
     if not path:
         raise HubError("a name or a folder is needed")
     local = Path(path).expanduser()
+    _check_description(local)
     if not local.is_dir() and not _reachable():
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the package is imported: it then uses what it stored before
     try:
@@ -64,8 +74,31 @@ def open_parts(path: str, subset: str | None, streaming: bool) -> Mapping[str, A
         raise HubError("no such set on the hub, and no such folder here") from error
     except ConnectionError as error:
         raise HubError("not stored on this machine, and the hub cannot be reached") from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (*_UNREADABLE, datasets.exceptions.DatasetsError) as error:
         raise HubError(" ".join(str(error).split())[:300]) from error
+
+
+def _check_description(folder: Path) -> None:
+    """Refuse a local folder that declares files which lie elsewhere, or in the network, to be its own."""
+    for name in _DESCRIPTIONS:
+        path = folder / name
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        header = _HEADER.match(text)
+        try:
+            content = yaml.safe_load(header[1] if header else text if path.suffix == ".yaml" else "")
+        except yaml.YAMLError as error:
+            raise HubError(f"{path}: not readable") from error
+        configs = content.get("configs") if isinstance(content, dict) else None
+        for value in _texts(configs):
+            if _ELSEWHERE.match(value):
+                raise HubError(f"{path}: names {value}, which is outside of the folder")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(entry)
 
 
 def _reachable() -> bool:

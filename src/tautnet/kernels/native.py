@@ -139,9 +139,14 @@ def _loaded(command: list[str], source: Path) -> ctypes.CDLL:
     folder = _cache_folder()
     path = folder / f"{source.stem}-{_fingerprint(command, source)}.so"
     note = path.with_suffix(".sha256")  # a torn library would end the process when it is used
-    if path.is_file() and note.is_file() and note.read_text() == sha256(path.read_bytes()).hexdigest():
+    own = not any(_may_be_forged(place) for place in (folder, path, note))
+    if not own:
+        _log.warning("%s: another user may have written it; the kernels are compiled for this process alone", folder)
+    elif path.is_file() and note.is_file() and note.read_text() == sha256(path.read_bytes()).hexdigest():
         return ctypes.CDLL(str(path))
     with tempfile.TemporaryDirectory() as away:
+        if not own:
+            return ctypes.CDLL(str(_compile(command, source, Path(away) / path.name)))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             half = Path(tempfile.mkdtemp(dir=folder)) / path.name
@@ -163,6 +168,14 @@ def _loaded(command: list[str], source: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+def _may_be_forged(path: Path) -> bool:
+    """Whether something exists that another user owns, or that everyone may write: loading it would run it."""
+    if os.name != "posix" or not os.path.lexists(path):
+        return False
+    found = (path.lstat(), path.stat()) if path.exists() else (path.lstat(),)
+    return any(status.st_uid not in (os.getuid(), 0) for status in found) or bool(found[-1].st_mode & 0o002)
+
+
 def _compile(command: list[str], source: Path, target: Path) -> Path:
     _output_of([*command, *_FLAGS, str(source), "-o", str(target)])
     return target
@@ -174,6 +187,8 @@ def _output_of(command: list[str]) -> str:
 
 def _cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):  # a user without a home; below this nothing can be made
+        base = os.devnull
     return Path(base).absolute() / "tautnet-kernels"
 
 

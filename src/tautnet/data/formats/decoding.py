@@ -27,6 +27,9 @@ Result = TypeVar("Result")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W) gray, (H, W, 3) RGB
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+# What is decoded, whatever a file is called. Pillow knows more, and hands some of it to programs: PostScript, for one.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+MAX_PIXELS = 2**26  # of one image; more of them would fit into a small file that says nothing else
 _GRAY = {"1", "L", "LA"}
 _HIGH_DEPTH = {"I", "F"}
 
@@ -39,12 +42,14 @@ def open_image(source: Path | bytes, name: str) -> Image:
         name: of the image, to begin messages with.
 
     Raises:
-        ValueError: it cannot be decoded, or has more than 8 bits a channel.
+        ValueError: it cannot be decoded, has more than 8 bits a channel or too many pixels.
     """
     from PIL import Image
 
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as file:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise ValueError(f"{file.width}x{file.height} pixels, at most {MAX_PIXELS}")
             file.load()
     except (
         OSError,
@@ -54,6 +59,7 @@ def open_image(source: Path | bytes, name: str) -> Image:
         struct.error,
         zlib.error,
         Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
     ) as error:
         raise ValueError(f"{' '.join(name.split())}: not a readable image ({one_line(error)})") from error
     if file.mode.partition(";")[0] in _HIGH_DEPTH:

@@ -6,6 +6,7 @@ import gzip
 import zlib
 from math import prod
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -57,35 +58,49 @@ def read_idx(path: Path) -> Tensor:
         ValueError: the file is missing, empty, cut off, too long, or of another kind.
     """
     path = Path(path)
-    content = _unpacked(path)
-    magic = int.from_bytes(content[:4], "big")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    with path.open("rb") as file:
+        start = file.read(2)
+        file.seek(0)
+        if not start:
+            raise ValueError(f"{path}: empty file, expected an idx file")
+        if start != b"\x1f\x8b":
+            return _read_open(path, file)
+        try:
+            with gzip.open(file) as unpacked:
+                return _read_open(path, unpacked)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: damaged or cut off gzip file ({one_line(error)})") from error
+
+
+def _read_open(path: Path, file: IO[bytes] | gzip.GzipFile) -> Tensor:
+    """Read no more than the header says and one byte: a small file can unpack to any size."""
+    content = file.read(4)
+    magic = int.from_bytes(content, "big")
     if len(content) < 4 or magic not in NUM_DIMENSIONS:
         found = f"magic number {magic}" if len(content) >= 4 else f"{len(content)} bytes"
         raise ValueError(f"{path}: {found}, expected an idx file with magic number 2051 (images) or 2049 (labels)")
-    start = 4 + 4 * NUM_DIMENSIONS[magic]
-    if len(content) < start:
-        raise ValueError(f"{path}: cut off after {len(content)} bytes, its header takes {start}")
-    sizes = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
-    expected = start + prod(sizes)
-    if len(content) != expected:
+    header = 4 + 4 * NUM_DIMENSIONS[magic]
+    content = file.read(header - 4)
+    if len(content) < header - 4:
+        raise ValueError(f"{path}: cut off after {4 + len(content)} bytes, its header takes {header}")
+    sizes = [int.from_bytes(content[i : i + 4], "big") for i in range(0, header - 4, 4)]
+    values = _read_at_most(file, prod(sizes) + 1)
+    if len(values) != prod(sizes):
+        found = f"{'at least ' if len(values) > prod(sizes) else ''}{header + len(values)} bytes"
         sizes_text = "x".join(map(str, sizes))
-        raise ValueError(f"{path}: {len(content)} bytes, expected {expected} for {sizes_text} values and the header")
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(sizes).copy())
+        raise ValueError(f"{path}: {found}, expected {header + prod(sizes)} for {sizes_text} values and the header")
+    return torch.from_numpy(np.frombuffer(values, np.uint8).reshape(sizes).copy())
 
 
-def _unpacked(path: Path) -> bytes:
-    """The content without its compression."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    content = path.read_bytes()
-    if not content:
-        raise ValueError(f"{path}: empty file, expected an idx file")
-    if content[:2] != b"\x1f\x8b":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: damaged or cut off gzip file ({one_line(error)})") from error
+def _read_at_most(file: IO[bytes] | gzip.GzipFile, size: int) -> bytes:
+    """Up to ``size`` bytes, in pieces: what a header announces is not asked for at once."""
+    pieces = []
+    while size > 0 and (piece := file.read(min(size, 2**24))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
 
 
 def _read_part(root: Path, part: str) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,8 @@ from tautnet.data.formats.decoding import Pixels, in_threads, open_image, pixels
 from tautnet.data.formats.files import data_module, one_line
 from tautnet.data.formats.images import check_labels
 
+MAX_VALUES = 10**9  # of one file: repeated values take no space in it, but 8 bytes each in memory
+
 
 def read_image_parquet(paths: Sequence[Path], image_column: str, label_column: str) -> tuple[Tensor, Tensor]:
     """Read images and labels from the parts of one table, in the order given.
@@ -81,10 +83,13 @@ def read_columns(path: Path, columns: list[str] | None = None) -> Any:
     """A ``pyarrow.Table`` of some columns, or of all.
 
     Raises:
-        ValueError: as of ``open_parquet``, or damaged content.
+        ValueError: as of ``open_parquet``, damaged content, or more than 10^9 values.
     """
     file = open_parquet(path)
     pyarrow = data_module("pyarrow", path)
+    num_columns = file.metadata.num_columns if columns is None else len(columns)
+    if file.metadata.num_rows * num_columns > MAX_VALUES:
+        raise ValueError(f"{path}: {file.metadata.num_rows} rows of {num_columns} columns, at most {MAX_VALUES} values")
     try:
         table = file.read(columns=columns)
         table.validate(full=True)

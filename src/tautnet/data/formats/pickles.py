@@ -87,14 +87,11 @@ class _ArrayUnpickler(pickle._Unpickler):  # the one in Python: damaged files br
     """Admits what arrays are made of, nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):  # Python 3 writes bytes as text for Python 2
+            return lambda text, _: text.encode("latin1")  # of its own: a pickle can set attributes of what it names
         if (module, name) not in _ADMITTED:
             raise ValueError(f"refused global {module}.{name}")
         return _ADMITTED[module, name]
-
-
-def _latin1(text: str, _: str) -> bytes:
-    """Python 3 writes bytes as text for Python 2."""
-    return text.encode("latin1")
 
 
 _ADMITTED = {
@@ -102,7 +99,6 @@ _ADMITTED = {
     ("numpy._core.multiarray", "_reconstruct"): _Record,
     ("numpy", "ndarray"): None,  # an argument of the former only, not to be called
     ("numpy", "dtype"): _Record,
-    ("_codecs", "encode"): _latin1,
 }
 
 

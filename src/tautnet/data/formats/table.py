@@ -20,6 +20,7 @@ from tautnet.data.formats.parquet import parquet_columns, read_columns
 
 Array = np.ndarray[Any, Any]
 MAX_VALUES = 100
+MAX_COLUMNS = 20_000  # a line of commas is a table too, and reading one takes seconds for every ten thousand
 _UNREADABLE = (
     ValueError,
     OSError,
@@ -59,9 +60,9 @@ def read_table(path: Path, target: str) -> Table:
         target: name of the column to be predicted; all others are features.
 
     Raises:
-        ValueError: the file is missing, damaged or empty; there is no column ``target``, no other one, or two of one
-            name; a value is missing or infinite; a column is neither numbers nor text, has text among mostly
-            numbers, or text with more than 100 values. Rows count from 1 after the header.
+        ValueError: the file is missing, damaged or empty; there is no column ``target``, no other one, two of one
+            name, or more than 20000; a value is missing or infinite; a column is neither numbers nor text, has text
+            among mostly numbers, or text with more than 100 values. Rows count from 1 after the header.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,17 +95,28 @@ def _csv_frame(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)  # rows longer than the header
             header = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **settings)
-            frame = pandas.read_csv(path, na_values=["?"], low_memory=False, **settings)
+            few = header.shape[1] <= MAX_COLUMNS
+            frame = pandas.read_csv(path, na_values=["?"], low_memory=False, **settings) if few else header
     except (*_UNREADABLE, pandas.errors.ParserWarning) as error:
         raise ValueError(f"{path}: not a readable CSV file with a header line ({one_line(error)})") from error
+    _check_width(path, header.shape[1])
     frame.columns = header.iloc[0]  # pandas renames repeated ones
     return frame
 
 
 def _parquet_frame(path: Path) -> Any:
     data_module("pandas", path)
-    _check_unique(path, parquet_columns(path))
-    return read_columns(path).to_pandas()
+    columns = parquet_columns(path)
+    _check_width(path, len(columns))
+    _check_unique(path, columns)
+    return read_columns(path).to_pandas(
+        ignore_metadata=True
+    )  # an index that pandas has described in it is a column too
+
+
+def _check_width(path: Path, num_columns: int) -> None:
+    if num_columns > MAX_COLUMNS:
+        raise ValueError(f"{path}: {num_columns} columns, at most {MAX_COLUMNS} are accepted")
 
 
 def _check_unique(path: Path | str, names: Sequence[str]) -> None:
