@@ -114,6 +114,8 @@ def vcl(path: str, quantity: str = "mean") -> str:
 DISCRIMINANT_ALIGNMENT = "discriminant/alignment"  # |cos| of the first layer's weight and the LDA direction
 DISCRIMINANT_RATIO = "discriminant/ratio"  # between over within variance of its projection, relative to the LDA's
 
+SKIPPED_STEPS = "divergence/skipped_steps"  # whose loss or gradient was not finite, so far
+
 
 # What a run and a sweep are summarised by: words, name, format
 SUMMARY = (

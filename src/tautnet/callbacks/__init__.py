@@ -1,7 +1,10 @@
 """Lightning callbacks: what is watched during training."""
 
 from tautnet.callbacks.certification import Certification
+from tautnet.callbacks.chance_monitor import ChanceMonitor
+from tautnet.callbacks.checkpointing import Checkpoints
 from tautnet.callbacks.discriminant_monitor import DiscriminantMonitor
+from tautnet.callbacks.divergence_guard import Diverged, DivergenceGuard
 from tautnet.callbacks.ics_meter import IcsMeter
 from tautnet.callbacks.lipschitz_monitor import LipschitzMonitor
 from tautnet.callbacks.polynomial_writer import PolynomialWriter
@@ -15,7 +18,11 @@ from tautnet.callbacks.weight_spectrum import WeightSpectrum
 __all__ = [
     "Alternation",
     "Certification",
+    "ChanceMonitor",
+    "Checkpoints",
     "DiscriminantMonitor",
+    "Diverged",
+    "DivergenceGuard",
     "IcsMeter",
     "LipschitzMonitor",
     "PolynomialWriter",

@@ -134,14 +134,10 @@ class LipschitzMonitor(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the next look begins with, and what is drawn at the end."""
-        return {
-            "pairs": [tuple(end.detach().cpu() for end in ends) for ends in self._pairs.values()],
-            "report": None if self._report is None else asdict(self._report),
-            "looked_after": self._looked_after,
-            "drawn_after": self._drawn_after,
-            "first_log": self._first_log,
-            "warned": sorted(self._warned),
-        }
+        pairs = [tuple(end.detach().cpu() for end in ends) for ends in self._pairs.values()]
+        report = None if self._report is None else asdict(self._report)
+        counts = {"looked_after": self._looked_after, "drawn_after": self._drawn_after, "first_log": self._first_log}
+        return counts | {"pairs": pairs, "report": report, "warned": sorted(self._warned)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""

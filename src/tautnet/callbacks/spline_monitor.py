@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ MUCH_OUTSIDE = 0.5  # of a layer's inputs: most of its knots then learn nothing
 class SplineMonitor(pl.Callback):
     """Logs active knots and TV(2) of all splines, the share of the inputs outside each grid, and figures of the curves.
 
-    The inputs are those of all ranks. A layer with more than half of its validation inputs outside its grid is named
-    in a warning, once.
+    The inputs are those of all ranks in validation. A layer is named in a warning, once, when more than half of its
+    inputs lie outside its grid, or all inputs of one of its curves: the inner knots of such a curve learn nothing.
 
     The figures show the curves, their knots and, shaded, the range that the layer's inputs visited in the last
     validation. They go to TensorBoard, and as PNG files to ``folder`` at the end of training.
@@ -44,7 +45,8 @@ class SplineMonitor(pl.Callback):
             raise ValueError(f"figure_every_n_epochs={figure_every_n_epochs}: at least 1")
         self.figure_every_n_epochs, self.folder = figure_every_n_epochs, folder
         self._visited: dict[str, tuple[float, float]] = {}
-        self._outside: dict[str, tuple[float, int]] = {}  # elements outside the grid, and all
+        self._inside: dict[str, tuple[Tensor, int]] = {}  # elements of each curve inside its grid, and of a curve all
+        self._half_widths: dict[str, Tensor] = {}  # of the curves' grids, in units of the input
         self._warned: set[str] = set()
         self._handles: list[RemovableHandle] = []
 
@@ -59,7 +61,7 @@ class SplineMonitor(pl.Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with no inputs seen."""
-        self._visited, self._outside = {}, {}
+        self._visited, self._inside, self._half_widths = {}, {}, {}
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -86,9 +88,11 @@ class SplineMonitor(pl.Callback):
             old_lo, old_hi = self._visited.get(path, (lo, hi))
             self._visited[path] = (min(lo, old_lo), max(hi, old_hi))
             if isinstance(module, LinearSpline):
-                outside, seen = self._outside.get(path, (0.0, 0))
-                size = inputs[0].numel()
-                self._outside[path] = (outside + size * module.share_outside(inputs[0].detach()), seen + size)
+                if path not in self._half_widths:
+                    self._half_widths[path] = module.points()[0][:, -1].to(inputs[0].device, torch.float32)
+                inside_C = _num_inside(module, inputs[0].detach(), self._half_widths[path])
+                before_C, seen = self._inside.get(path, (torch.zeros_like(inside_C), 0))
+                self._inside[path] = (before_C + inside_C, seen + inputs[0].numel() // module.num_curves)
 
         return record
 
@@ -102,13 +106,13 @@ class SplineMonitor(pl.Callback):
 
     def _join(self) -> None:
         """Take in what the other ranks have seen."""
-        of_ranks = gathered((self._visited, self._outside))
+        of_ranks = gathered((self._visited, {path: (n.cpu(), seen) for path, (n, seen) in self._inside.items()}))
         for path in self._visited:
             lows, highs = zip(*(visited[path] for visited, _ in of_ranks), strict=True)
             self._visited[path] = (min(lows), max(highs))
-        for path in self._outside:
-            outside, seen = zip(*(counts[path] for _, counts in of_ranks), strict=True)
-            self._outside[path] = (sum(outside), sum(seen))
+        for path in self._inside:
+            inside, seen = zip(*(counts[path] for _, counts in of_ranks), strict=True)
+            self._inside[path] = (torch.stack(inside).sum(0), sum(seen))
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the counts."""
@@ -144,13 +148,29 @@ class SplineMonitor(pl.Callback):
             log_alike(model, logkeys.TV2, float(sum(spline.tv2().sum().item() for spline in splines)))
 
     def _log_outside(self, model: pl.LightningModule) -> None:
-        for path, (outside, seen) in self._outside.items():
-            share = outside / seen
+        for path, (inside_C, seen) in self._inside.items():
+            num_inside, num_lost = int(inside_C.sum()), int((inside_C == 0).sum())
+            share = 1 - num_inside / (seen * len(inside_C))
             log_alike(model, logkeys.outside(path), share)
-            if share > MUCH_OUTSIDE and path not in self._warned:
+            if (share > MUCH_OUTSIDE or num_lost > 0) and path not in self._warned:
                 self._warned.add(path)
-                amount = "all inputs" if outside == seen else f"{share:.0%} of the inputs"
-                _log.warning("%s: %s lie outside the spline's grid; grid_range can be larger, or auto", path, amount)
+                amount = "all inputs" if num_inside == 0 else f"{share:.0%} of the inputs"
+                if 0 < num_lost < len(inside_C):
+                    amount += f", for {num_lost} of {len(inside_C)} curves all,"
+                largest = max(map(abs, self._visited[path]))
+                _log.warning(
+                    "%s: %s lie outside the spline's grid and teach its inner knots nothing; activation.grid_range="
+                    "auto, or nearer to the largest input, %.4g",
+                    *(path, amount, largest),
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is drawn at the end, and who was named."""
+        return {"visited": dict(self._visited), "warned": sorted(self._warned)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._visited, self._warned = dict(state_dict["visited"]), set(state_dict["warned"])
 
     def _draw(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -160,3 +180,18 @@ class SplineMonitor(pl.Callback):
             figure = plot_activation(activation, path, *self._visited[path])
             for board in boards:
                 board.add_figure(f"activation/{path}", figure, trainer.global_step, close=False)
+
+
+def _num_inside(spline: LinearSpline, x: Tensor, half_width_C: Tensor) -> Tensor:
+    """How many inputs (N, C, *) of each curve lie on its grid, shape (curves,).
+
+    Args:
+        spline: the layer.
+        x: its input.
+        half_width_C: of the grids in units of the input, shape (curves,) or (1,).
+    """
+    curves = x.flatten(1) if spline.sharing == "neuron" else x
+    inside = curves.abs() <= half_width_C.view(-1, *(1,) * (curves.dim() - 2))
+    if spline.num_curves == 1:
+        return inside.sum().view(1)
+    return inside.sum([dim for dim in range(curves.dim()) if dim != 1])
