@@ -1,0 +1,56 @@
+"""The commands beside train.py: ``python -m tautnet <command>``, installed as ``tautnet`` too.
+
+Imports nothing heavy: ``--help`` answers at once, and a command can say what is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+from tautnet.cli import doctor
+
+_COMMANDS = {"doctor": doctor}
+
+
+class _Parser(ArgumentParser):
+    """Answers a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; 2 for what cannot be understood.
+
+    Args:
+        arguments: of the command line, by default those of this process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    if not given:
+        sys.stderr.write(parser.format_help())
+        return 2
+    if not given[0].startswith("-") and given[0] not in _COMMANDS:
+        close = get_close_matches(given[0], _COMMANDS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        sys.stderr.write(f"error: {given[0]}: no such command; {hint}Accepted: {', '.join(_COMMANDS)}\n")
+        return 2
+    parsed = parser.parse_args(given)
+    return _COMMANDS[parsed.command].run(parsed)
+
+
+def _parser() -> _Parser:
+    parser = _Parser("tautnet", description="What there is beside training, which is python train.py.")
+    commands = parser.add_subparsers(dest="command", metavar="<command>", required=True)
+    for name, command in _COMMANDS.items():
+        own = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
+        command.add_arguments(own)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
