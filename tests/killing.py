@@ -18,26 +18,45 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tautnet import checkpoints
 from tautnet.stopping import Stopping
 
-QUICK = ("trainer=cpu", "trainer.enable_progress_bar=false", "callbacks.last.every_n_steps=3", "seed=3")
+QUICK = ("trainer.enable_progress_bar=false", "callbacks.last.every_n_steps=3", "seed=3")
 SMALL = ("data=iris", "model=mlp", "model.net.widths=[6,6]", "data.batch_size=10", "trainer.max_epochs=3")
 # Together every callback, penalty and normalizer that has a state, and every activation that is learned.
 JOBS = {
     "spline": (
-        *("activation=spline", "norm=unitize", "norm/weight=aon", "callbacks=[ics,ema,sparsify,spectrum,variance]"),
+        *(
+            "trainer=cpu",
+            "activation=spline",
+            "norm=unitize",
+            "norm/weight=aon",
+            "callbacks=[ics,ema,sparsify,spectrum,variance]",
+        ),
         *("callbacks.ics.every_n_steps=2", "callbacks.sparsify.budget=0.1", "optimizer=sgd", "optimizer.lr=0.01"),
         *("regularizer=orthonormality",),
     ),
     "slaf": (
-        *("activation=slaf", "norm=batch", "norm/weight=spectral", "callbacks=[alternate,recalibrate]"),
+        *("trainer=cpu", "activation=slaf", "norm=batch", "norm/weight=spectral", "callbacks=[alternate,recalibrate]"),
         *("trainer.accumulate_grad_batches=2", "regularizer=coefficients", "optimizer=muon"),
     ),
-    "lipschitz": ("activation=spline_lipschitz", "norm=none", "regularizer=lipschitz", "callbacks=[ema,sparsify]"),
+    "lipschitz": (
+        *("trainer=cpu", "activation=spline_lipschitz", "norm=none", "regularizer=lipschitz"),
+        "callbacks=[ema,sparsify]",
+    ),
+    "images": (
+        *("trainer=cpu", "data=digits", "model=convnet", "model.net.widths=[4]", "data.batch_size=64"),
+        *("trainer.max_epochs=2", "callbacks=[ics,spectrum]"),
+    ),
+    "ranks": (
+        *("trainer=ddp_cpu", "data.batch_size=20", "norm=unitize", "activation=slaf"),
+        *("callbacks=[ics,variance]", "trainer.max_epochs=4"),
+    ),
 }
 
 
 def arguments_of(job: str, *further: str) -> tuple[str, ...]:
     """Of a command that does a job in the directory ``run`` below where it is started."""
-    return (*QUICK, *SMALL, *JOBS[job], *further, "hydra.run.dir=run")
+    own = {argument.partition("=")[0] for argument in (*JOBS[job], *further)}
+    small = [argument for argument in SMALL if argument.partition("=")[0] not in own]
+    return (*QUICK, *small, *JOBS[job], *further, "hydra.run.dir=run")
 
 
 def train_without_pictures(*arguments: str) -> None:
@@ -97,12 +116,18 @@ def finished(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _processor_seconds(process: Any) -> float:
-    """Of a process, 0 if it is gone."""
+    """Of a process and of those that it has started and that are running, 0 if it is gone."""
+    return _processor_ticks(process.pid) / os.sysconf("SC_CLK_TCK")
+
+
+def _processor_ticks(number: int) -> int:
+    folder = Path(f"/proc/{number}")
     try:
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        children = (folder / "task" / str(number) / "children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0
+    return int(fields[11]) + int(fields[12]) + sum(_processor_ticks(int(child)) for child in children)
 
 
 def left_in(folder: Path) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from tautnet.job import execute
 from tautnet.layout import launched, num_processes, shards, with_layout
 from tautnet.optim.settings import role_settings
 from tautnet.optim.steps import check_steps
+from tautnet.origin import named_prefixes
 from tautnet.resume import continued, going_on, override_name
 from tautnet.run_directory import RESULT, SETTINGS, held, is_cut_off
+from tautnet.targets import allowing
 from tautnet.worker import do_with_others
 
 
@@ -39,7 +41,9 @@ def run(config: DictConfig) -> float | None:
     fresh = not any(run_dir.iterdir())  # Hydra made it
     try:
         with held(run_dir):
-            return _start(_checked(config))
+            settings = _checked(config)
+            with allowing(settings["allow"]):
+                return _start(settings)
     except BaseException:
         if fresh and not (run_dir / SETTINGS).exists():
             _end_logs_below(run_dir)
@@ -85,7 +89,9 @@ def _checked(config: DictConfig) -> dict[str, Any]:
     if is_cut_off(run_dir):
         settings = going_on(settings, run_dir)
     settings["trainer"] = with_layout(settings["trainer"])
-    _try_parts(settings)
+    settings["allow"] = named_prefixes(settings["allow"], list(HydraConfig.get().overrides.task))
+    with allowing(settings["allow"]):
+        _try_parts(settings)
     return settings
 
 

@@ -26,6 +26,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def __init__(self) -> None:
         self._kept: dict[Path, int] = {}
+        self._folders: set[Path] = set()  # written to
         self._writer: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
 
@@ -41,6 +42,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         self.wait()
         path = Path(path)
+        self._folders.add(path.parent.resolve())
         number = self._kept.get(path, 1)
         if sum(tensor.nbytes for tensor in _tensors(checkpoint)) < _BESIDE_TRAINING:
             checkpoints.write(checkpoint, path, number)
@@ -56,9 +58,11 @@ class AtomicCheckpointIO(CheckpointIO):
         return checkpoints.read(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a file."""
+        """Remove a file of a folder that this has written to; a loaded checkpoint may name any other to Lightning."""
         self.wait()
-        Path(path).unlink(missing_ok=True)
+        path = Path(path)
+        if path.parent.resolve() in self._folders and path.suffix == ".ckpt":
+            path.unlink(missing_ok=True)
 
     def teardown(self) -> None:
         """Wait for the last file."""

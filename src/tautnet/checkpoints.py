@@ -76,8 +76,11 @@ def read(path: Path) -> dict[str, Any]:
         try:
             file.seek(0)
             with zipfile.ZipFile(file) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                entries = archive.infolist()
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                     raise DamagedError(f"{path}: compressed, which no checkpoint is")
+                if any(entry.filename.endswith("constants.pkl") for entry in entries):
+                    raise DamagedError(f"{path}: a program of TorchScript, which no checkpoint is")
             file.seek(0)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except _UNREADABLE as error:
@@ -90,14 +93,22 @@ def read(path: Path) -> dict[str, Any]:
 _UNREADABLE = (UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, AttributeError, LookupError, TypeError)
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint in a run's folder that continues it; damaged ones are named in the log and passed over."""
+def newest_(folder: Path) -> Path | None:
+    """The newest checkpoint in a run's folder that continues it.
+
+    Damaged ones are named in the log and renamed, so that they never take the place of a whole one before them. What
+    was being written when the run was cut off is removed.
+    """
+    for part in folder.glob("*.part"):
+        part.unlink()
     for path in _from_newest(folder):
         try:
             if "optimizer_states" in read(path):  # else weights alone
                 return path
-        except (DamagedError, OSError) as error:
-            _log.warning("%s; going on from the one before", error)
+        except DamagedError as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            _log.warning("%s; it is %s now, and the one before is taken", error, aside.name)
     return None
 
 

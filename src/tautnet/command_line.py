@@ -6,6 +6,7 @@ Imports neither torch nor Lightning: ``--help``, ``--cfg`` and tab completion go
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -13,15 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING, DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from tautnet import distributed
-from tautnet.config import ConfigError, suggest
+from tautnet import distributed, guard
+from tautnet.config import ConfigError
 from tautnet.layout import launched
+from tautnet.quoting import quoted, unquote
+from tautnet.run_directory import with_run
+from tautnet.spelling import suggest
 
 TRACEBACK_SWITCH = "HYDRA_FULL_ERROR"
+GROUPS_BELOW_KEYS = ("norm/output", "norm/weight", "loss", "experiment", "debug", "hydra/sweeper")  # have no key
 
 
 @dataclass
@@ -31,6 +36,8 @@ class Settings:
     seed: int = MISSING
     run: list[str] = MISSING
     ckpt: str | None = MISSING
+    resume: str | None = MISSING
+    allow: list[str] = MISSING
     compile: bool = MISSING
     metric: str = MISSING
     objective: str = MISSING
@@ -58,6 +65,9 @@ def command_line(main: Callable[[], Any]) -> int:
     Of several processes that torchrun or srun has started, the first alone runs it; the others do the jobs with it.
     The environment variable HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
+    for stream in (sys.stdout, sys.stderr):  # a locale may lack characters of the progress bar; they become "?"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     world = launched()
     if world is None:
         return _status_of(main)
@@ -73,13 +83,16 @@ def command_line(main: Callable[[], Any]) -> int:
 
 def _status_of(main: Callable[[], Any]) -> int:
     register_schema()
+    guard.install()
+    multirun = bool({"-m", "--multirun"} & set(sys.argv))
+    sys.argv[1:] = [quoted(argument, multirun) for argument in sys.argv[1:]]
     if os.environ.get(TRACEBACK_SWITCH) == "1":
-        sys.argv[1:] = _with_checkpoint(sys.argv[1:])
+        sys.argv[1:] = _with_checkpoint(with_run(sys.argv[1:]))
         main()
         return 0
     os.environ[TRACEBACK_SWITCH] = "1"  # Hydra hands exceptions on only under its own switch
     try:
-        sys.argv[1:] = _with_checkpoint(sys.argv[1:])
+        sys.argv[1:] = _with_checkpoint(with_run(sys.argv[1:]))
         main()
     except KeyboardInterrupt as error:
         sys.stderr.write(f"interrupted{f'; {error}' if str(error) else ''}\n")
@@ -103,7 +116,7 @@ def _status_of(main: Callable[[], Any]) -> int:
 
 def _with_checkpoint(arguments: list[str]) -> list[str]:
     """In front of the overrides those of the checkpoint that ``ckpt`` names: the others may be keys of its groups."""
-    named = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("ckpt=")]
+    named = [unquote(argument.partition("=")[2]) for argument in arguments if argument.startswith("ckpt=")]
     if len(named) != 1 or named[0] == "null" or {"-m", "--multirun"} & set(arguments):
         return arguments
     from tautnet.resume import saved_overrides  # imports torch
@@ -121,22 +134,35 @@ def _from_hydra(error: Exception) -> bool:
 def explain(error: Exception) -> str:
     """One line for an error in the settings: the key, the value, what is accepted."""
     if isinstance(error, ConfigError):
-        return str(error)
+        return " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={option}: no such option{suggest(option, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not of the form key=value: {_reason(error)}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        accepted = _siblings(cause)
-        if accepted is not None:
-            return f"{cause.full_key}: no such key{suggest(str(cause.key), accepted)}"
+        parent = cause.parent_node
+        if isinstance(parent, DictConfig) and _has_keys(parent) and cause.key not in parent:
+            return f"{cause.full_key}: no such key{_siblings(parent, str(cause.key))}"
         return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
-def _siblings(error: OmegaConfBaseException) -> list[str] | None:
-    """The keys beside a key that does not exist; None for errors of another kind."""
-    parent = error.parent_node
-    if not isinstance(parent, DictConfig) or parent._is_none() or parent._is_missing() or error.key in parent:
-        return None
-    return [str(key) for key in parent if not str(key).startswith("_")]
+def _reason(error: OverrideParseException) -> str:
+    """What the grammar says, without the argument, a pointer into it and a link."""
+    said = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in said if line.strip("^") and error.override not in line and "https://" not in line]
+    return " ".join(told) or "it cannot be read"
+
+
+def _has_keys(node: DictConfig) -> bool:
+    return not node._is_none() and not node._is_missing()
+
+
+def _siblings(parent: DictConfig, name: str) -> str:
+    """What stands beside a key that does not exist."""
+    keys = [str(key) for key in parent]
+    hidden = [key for key in keys if key.startswith("_")]
+    groups = () if parent._get_parent() is not None else GROUPS_BELOW_KEYS
+    return suggest(name, [*(key for key in keys if key not in hidden), *groups], hidden)

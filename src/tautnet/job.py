@@ -170,12 +170,14 @@ def _execute(
     metrics: dict[str, float] = {}
     weights = settings["ckpt"]
     if "fit" in settings["run"]:
-        _fit(trainer, model, data, resumed_from or weights)
+        with _restoring(resumed_from or weights, lambda: state.begun):
+            _fit(trainer, model, data, resumed_from or weights)
         metrics[logkeys.FIT_SECONDS] = state.total_seconds()
         metrics |= _numbers(trainer)
         weights = None  # the final weights are tested: schedules end there, and nothing is selected by chance
     if "test" in settings["run"]:
-        with _refusals():
+        state.begun = False
+        with _refusals(), _restoring(weights, lambda: state.begun):
             trainer.test(model, data, ckpt_path=weights, verbose=False)
         metrics |= _numbers(trainer)
     trainer.strategy.checkpoint_io.teardown()  # the last file is on the disk before result.json says that all is done
@@ -212,6 +214,20 @@ def _refusals() -> Iterator[None]:
         raise ConfigError(f"data: {str(error).splitlines()[-1].partition('DataError: ')[2] or error}") from error
 
 
+@contextmanager
+def _restoring(ckpt: str | None, is_done: Callable[[], bool]) -> Iterator[None]:
+    """Until a checkpoint's states are in place whatever goes wrong is its fault: it was made, or changed, elsewhere."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        if ckpt is None or is_done():
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"ckpt={ckpt}: its states are not those of this run ({reason})") from error
+
+
 def _objective(settings: dict[str, Any], metrics: Mapping[str, float]) -> float | None:
     name = settings["objective"]
     if name not in metrics and "fit" in settings["run"]:
@@ -229,4 +245,5 @@ def _silence_known_messages() -> None:
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")  # the data is in memory
     warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")  # everything is logged by epoch
     warnings.filterwarnings("ignore", message=r".*dirpath has changed.*")  # a continued run has its own directory
+    warnings.filterwarnings("ignore", message=r".*exists and is not empty.*")  # and one that goes on has its files
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # "GPU available: …", tips, restored paths

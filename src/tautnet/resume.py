@@ -25,10 +25,14 @@ _CARRIED_OVER = (*_TRAINING, "loss", "data", "trainer", "experiment", "debug")
 
 # What training depends on among the callbacks: that weights are averaged, and plain values that say how; the penalty
 # that comes with a callback; who rests when.
-_NAMES = "ema|variance|alternate|release"
+_NAMES = "ema|variance|alternate|release|divergence"
 _TRAINING_CALLBACKS = re.compile(
     rf"callbacks=({_NAMES}|\[[\w, ]*\b({_NAMES})\b[\w, ]*\])|callbacks\.({_NAMES})\.[a-z]\w*=[\w.+-]+"
 )
+
+
+# A choice is a word or a list of words, which leads to no file outside of conf/; a key is set where it stands, without @.
+_PLAIN = re.compile(r"[+]{0,2}[\w/]+=([\w-]*|\[[\w, -]*\])|~[\w/.]+|[+]{0,2}\w+(\.\w+)+=[^\n\r]*")
 
 
 def continued(settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -66,9 +70,9 @@ def going_on(settings: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the settings do not fit what the checkpoint holds.
     """
-    from tautnet.checkpoints import newest
+    from tautnet.checkpoints import newest_
 
-    path = newest(run_dir / "checkpoints") if "fit" in settings["run"] else None
+    path = newest_(run_dir / "checkpoints") if "fit" in settings["run"] else None
     if path is None:
         _log.info("%s was cut off before its first checkpoint; it starts anew", run_dir)
         return settings | {"resumed": {"ckpt": None, "step": 0}}
@@ -120,7 +124,8 @@ def carried_over(override: str) -> bool:
     if _TRAINING_CALLBACKS.fullmatch(override):
         return True
     top = override_name(override).partition(".")[0].partition("/")[0].partition("@")[0]
-    return top in _CARRIED_OVER and "_target_" not in override and "$" not in override
+    plain = _PLAIN.fullmatch(override) and "_target_" not in override and "$" not in override
+    return top in _CARRIED_OVER and bool(plain)
 
 
 def _replaced(name: str, named: set[str]) -> bool:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from tautnet.config import ConfigError
+from tautnet.errors import ConfigError
+from tautnet.quoting import quote, unquote
 from tautnet.resume import carried_over, override_name
 
 try:
@@ -28,7 +29,7 @@ OUTPUTS = Path("outputs")  # where runs go that name no directory, see conf/trai
 
 # Of the other groups an override is taken from a file if its value is a plain one, and not a path.
 _PLAIN = re.compile(r"[+~]{0,2}(callbacks|logger|metric|objective|compile|run)(\.[\w.]+)?(=[\w.,+\- \[\]]*)?")
-_NAMES_A_FILE = re.compile(r"\b(folder|dirpath|filename|save_dir|root_dir|name|version|sub_dir|prefix)=")
+_NAMES_A_FILE = re.compile(r"\b(folder|dirpath|filename|path|save_dir|log_dir|root_dir|name|version|sub_dir|prefix)=")
 
 
 def with_run(arguments: list[str]) -> list[str]:
@@ -43,7 +44,7 @@ def with_run(arguments: list[str]) -> list[str]:
     options = [argument for argument in arguments if argument.startswith("-")]
     if {"-m", "--multirun"} & set(options):
         return arguments
-    named = {name: _unquoted(value) for name, _, value in (argument.partition("=") for argument in arguments)}
+    named = {name: unquote(value) for name, _, value in (argument.partition("=") for argument in arguments)}
     resume, place = named.get("resume"), named.get("hydra.run.dir")
     rest = [argument for argument in arguments if not argument.startswith("resume=")]
     overrides = [o for o in rest if "=" in o and not o.startswith(("-", "hydra.", "hydra/"))]
@@ -61,19 +62,7 @@ def with_run(arguments: list[str]) -> list[str]:
         return rest
     rest = [argument for argument in rest if not argument.startswith("hydra.run.dir=")]
     first = next((n for n, argument in enumerate(rest) if "=" in argument and argument[0] != "-"), len(rest))
-    return [*rest[:first], *overrides_of(directory, overrides), *rest[first:], f"hydra.run.dir={_quoted(directory)}"]
-
-
-def _unquoted(value: str) -> str:
-    """A value of a command line as Hydra understands it."""
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        return value[1:-1].replace(f"\\{value[0]}", value[0])
-    return value
-
-
-def _quoted(path: Path) -> str:
-    """A path for Hydra, whatever characters it has."""
-    return "'" + str(path).replace("'", "\\'") + "'"
+    return [*rest[:first], *overrides_of(directory, overrides), *rest[first:], f"hydra.run.dir={quote(str(directory))}"]
 
 
 def is_cut_off(directory: Path) -> bool:

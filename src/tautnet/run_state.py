@@ -39,6 +39,7 @@ class RunState(pl.Callback):
         self._saved: dict[str, Any] | None = None
         self._max_epochs: int | None = None
         self._extended = False
+        self.begun = False  # training, with all states in place
 
     def total_seconds(self) -> float:
         """Of training, in this process and those before."""
@@ -84,7 +85,7 @@ class RunState(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put back what does not depend on the moment; a log that was cut off gets the end of its last epoch again."""
-        saved = self._saved
+        saved, self.begun = self._saved, self._saved is None
         if saved is None:
             return
         if self._extended:
@@ -96,6 +97,11 @@ class RunState(pl.Callback):
             trainer.should_stop = saved["should_stop"]
             for logger in trainer.loggers if not saved["inside_epoch"] else ():
                 logger.log_metrics(saved["logged"], step=trainer.global_step - 1)
+        self.begun = True
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The weights are in place."""
+        self.begun = True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put back the random states where an epoch begins."""

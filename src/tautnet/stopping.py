@@ -54,7 +54,8 @@ class Stopping(pl.callbacks.Checkpoint):
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _signals():
-            self._before[number] = signal.signal(number, self._note)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
+                self._before[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if not self._signal:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from forked import finish, start, train
 
+from tautnet import checkpoints
+
 # argument -> what the message has to name
 BAD = {
     "activation=splin": ("activation=splin", "spline"),
@@ -112,9 +114,9 @@ def test_the_switch_shows_the_traceback(tmp_path, monkeypatch):
 
 def edited(path, folder, change) -> str:
     """A copy of a checkpoint with something changed in its content."""
-    content = torch.load(path, weights_only=True)
+    content = checkpoints.read(path)
     change(content)
-    torch.save(content, folder / "edited.ckpt")
+    checkpoints.write(content, folder / "edited.ckpt")
     return str(folder / "edited.ckpt")
 
 

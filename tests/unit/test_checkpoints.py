@@ -13,7 +13,7 @@ import torch
 
 from tautnet import checkpoint_io, checkpoints
 from tautnet.checkpoint_io import AtomicCheckpointIO
-from tautnet.checkpoints import DamagedError, newest, older, read, write
+from tautnet.checkpoints import DamagedError, newest_, older, read, write
 
 
 def state(number: int, size: int = 200) -> dict:
@@ -93,21 +93,24 @@ def test_the_newest_that_is_whole_is_taken(tmp_path, caplog):
     path = tmp_path / "last.ckpt"
     for number in range(3):
         write(state(number), path, keep=3)
-    assert newest(tmp_path) == path
+    assert newest_(tmp_path) == path
     path.write_bytes(path.read_bytes()[:-1000])
     older(path, 1).write_bytes(b"")
+    (tmp_path / "last.ckpt.part").write_bytes(b"begun")
     with caplog.at_level(logging.WARNING):
-        assert newest(tmp_path) == older(path, 2)
+        assert newest_(tmp_path) == older(path, 2)
     assert [message.split(": ")[0] for message in caplog.messages] == [str(path), str(older(path, 1))]
+    left = {"last.ckpt.damaged", "last-1.ckpt.damaged", "last-2.ckpt"}
+    assert {found.name for found in tmp_path.iterdir()} == left
     older(path, 2).unlink()
-    assert newest(tmp_path) is None
+    assert newest_(tmp_path) is None
     write(state(7), tmp_path / "best.ckpt")
-    assert newest(tmp_path) == tmp_path / "best.ckpt"
+    assert newest_(tmp_path) == tmp_path / "best.ckpt"
 
 
 def test_weights_alone_continue_nothing(tmp_path):
     write({"weights": torch.ones(1)}, tmp_path / "last.ckpt")
-    assert newest(tmp_path) is None
+    assert newest_(tmp_path) is None
 
 
 @pytest.fixture
@@ -140,7 +143,7 @@ def test_cut_off_at_any_moment_there_is_a_whole_file(path, monkeypatch, step):
     monkeypatch.setattr(checkpoints.os if step == "fsync" else Path, step, fail)
     with pytest.raises(KeyboardInterrupt):
         write(state(2), path)
-    assert newest(path.parent) == path
+    assert newest_(path.parent) == path
     assert read(path)["number"] == 1
 
 

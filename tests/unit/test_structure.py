@@ -16,7 +16,15 @@ ALLOWED = {
     "__init__": set(),
     "factories": set(),
     "logkeys": set(),
-    "config": set(),
+    "config": {"errors", "origin", "spelling", "targets"},
+    "errors": set(),
+    "quoting": set(),
+    "spelling": set(),
+    "__main__": {"cli"},
+    "cli": {"activations", "backbones", "kernels", "normalizers"},
+    "guard": {"errors", "origin"},
+    "origin": {"errors"},
+    "targets": set(),
     "functional": {"kernels"},
     "kernels": set(),
     "activations": {"functional", "factories", "kernels"},
@@ -53,16 +61,30 @@ ALLOWED = {
         "logkeys",
         "slnn",
         "checkpoint_io",
+        "distributed",
     },
     "checkpoints": set(),
     "checkpoint_io": {"checkpoints"},
-    "run_directory": {"config", "resume"},
+    "run_directory": {"errors", "quoting", "resume"},
     "run_state": {"models"},
     "stopping": {"callbacks"},
     "data": {"factories"},
-    "command_line": {"config", "distributed", "layout", "resume", "run_directory", "worker"},
+    "command_line": {
+        *("guard", "config", "distributed", "layout", "quoting", "resume", "run_directory", "spelling", "worker"),
+    },
     "resume": {"checkpoints", "config"},
-    "app": {"config", "distributed", "job", "layout", "optim", "resume", "run_directory", "worker"},
+    "app": {
+        "origin",
+        "targets",
+        "config",
+        "distributed",
+        "job",
+        "layout",
+        "optim",
+        "resume",
+        "run_directory",
+        "worker",
+    },
     "app_callbacks": set(),
     "distributed": {"config", "layout"},
     "job": {
@@ -70,14 +92,14 @@ ALLOWED = {
         *("results", "run_directory", "run_state", "stopping"),
     },
     "layout": {"config"},
-    "worker": {"config", "distributed", "job"},
+    "worker": {"targets", "config", "distributed", "job"},
     "results": {"logkeys"},
 }
 KNOW_LIGHTNING = {
     *("models", "callbacks", "data", "app_callbacks", "checkpoint_io", "distributed", "job", "results"),
     *("run_state", "stopping"),
 }
-KNOW_HYDRA = {"sweeps", "app", "app_callbacks", "command_line", "config", "resume", "worker"}
+KNOW_HYDRA = {"guard", "sweeps", "app", "app_callbacks", "command_line", "config", "resume", "worker"}
 
 
 def unit_of(path: Path) -> str:
