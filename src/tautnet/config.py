@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import partial
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from tautnet import targets
 from tautnet.errors import ConfigError as ConfigError
 from tautnet.origin import check_places
-from tautnet.spelling import suggest
+from tautnet.spelling import nearest, suggest
 
 STAGES = (["fit"], ["test"], ["fit", "test"])
 GROUPS = (
@@ -32,32 +33,60 @@ GROUPS = (
     "logger",
     "regularizer",
 )
+PARTS = ("activation", "norm.output", "norm.weight", "model", "model.net", "data", "optimizer", "scheduler", "trainer")
+NAMED_PARTS = ("callbacks", "logger", "regularizer")
+KEYS = {"norm": ("include", "exclude", "output", "weight"), "model": ("_target_", "net", "loss", "activation_at")}
+LARGEST_INTEGER = 2**63 - 1
 
 
 def plain(config: DictConfig | ListConfig) -> dict[str, Any]:
     """Resolve into plain dicts and lists, which checkpoints can hold, and check the top level.
 
     Raises:
-        ConfigError: stages that do not exist, a seed out of range, a group that is no group, or a place outside of the
-            run's directory that does not stand on the command line.
+        ConfigError: keys or stages that do not exist, a seed out of range, a group that is no group, or a place outside
+            of the run's directory that does not stand on the command line.
     """
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     settings = {str(key): value for key, value in container.items()}
+    schema = OmegaConf.get_type(config)
+    _check_keys("", settings, [field.name for field in fields(schema)] if is_dataclass(schema) else [*settings])
     if settings["run"] not in STAGES:
         raise ConfigError(f"run={settings['run']}: one of [fit], [test], [fit,test]")
     if not 0 <= settings["seed"] < 2**32:
         raise ConfigError(f"seed={settings['seed']}: an integer from 0 to 4294967295")
-    for key in (*GROUPS, "norm.output", "norm.weight", "model.net", "model.loss"):
-        value: Any = settings
-        for name in key.split("."):
-            value = value.get(name)
-            if not isinstance(value, dict):
-                raise ConfigError(f"{key}={value}: one of the options in conf/, or keys below it")
+    _check_groups(settings)
     if HydraConfig.initialized():  # else the caller composed what he wanted
         running = HydraConfig.get()
         check_places(settings, running.runtime.output_dir, list(running.overrides.task))
     return settings
+
+
+def _check_groups(settings: Mapping[str, Any]) -> None:
+    for key in (*GROUPS, "norm.output", "norm.weight", "model.net", "model.loss"):
+        if not isinstance(_at(settings, key), dict):
+            raise ConfigError(f"{key}={_at(settings, key)}: one of the options in conf/, or keys below it")
+    for key, accepted in KEYS.items():
+        _check_keys(f"{key}.", settings[key], accepted)
+    for key in PARTS:
+        if "_target_" not in _at(settings, key):
+            raise ConfigError(f"{key}._target_: a value is needed, the class that it stands for")
+    for key in NAMED_PARTS:
+        for name, part in settings[key].items():
+            if not isinstance(part, dict) or "_target_" not in part:
+                raise ConfigError(f"{key}.{name}={part}: keys with a _target_; ~{key}.{name} leaves it out")
+
+
+def _at(settings: Any, key: str) -> Any:
+    for name in key.split("."):
+        settings = settings.get(name)
+    return settings
+
+
+def _check_keys(prefix: str, settings: Mapping[Any, Any], accepted: Sequence[str]) -> None:
+    for name in settings:
+        if name not in accepted:
+            raise ConfigError(f"{prefix}{name}: no such key{suggest(str(name), accepted)}")
 
 
 def build(config: Any, key: str, /, **arguments: Any) -> Any:
@@ -111,9 +140,12 @@ def _call(target: Callable[..., Any], key: str, entries: Mapping[str, Any], /, *
         return target(*args, **entries)
     except ConfigError:
         raise
-    except (ValueError, TypeError, IndexError, OverflowError, RuntimeError, MemoryError) as error:
-        named = str(error).partition("=")[0] in entries  # our own messages begin with "argument=value: "
-        raise ConfigError(f"{key}{'.' if named else ': '}{error}") from error
+    except (ValueError, TypeError, IndexError, OverflowError, RuntimeError, MemoryError, ImportError) as error:
+        if str(error).partition("=")[0] in entries:  # our own messages begin with "argument=value: "
+            raise ConfigError(f"{key}.{error}") from error
+        told = "more memory than there is" if "allocate memory" in str(error) else str(error) or type(error).__name__
+        given = ", ".join(f"{name}={v}" for name, v in entries.items() if isinstance(v, (int, float, str, list)))
+        raise ConfigError(f"{key}: {told}{f'; with {given}' if given else ''}") from error
 
 
 def _check_arguments(target: Callable[..., Any], key: str, entries: Mapping[str, Any], args: Sequence[Any]) -> None:
@@ -125,8 +157,10 @@ def _check_arguments(target: Callable[..., Any], key: str, entries: Mapping[str,
     for name, value in entries.items():
         if name not in names and not open_ended:
             raise ConfigError(f"{key}.{name}: no such key{suggest(name, names[len(args) :])}")
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            raise ConfigError(f"{key}.{name}={value}: beyond the largest integer, {LARGEST_INTEGER}")
         if name in hints and not _matches(value, hints[name]):
-            raise ConfigError(f"{key}.{name}={value}: {_describe(hints[name])} is needed")
+            raise ConfigError(f"{key}.{name}={value}: {_describe(hints[name])} is needed{_meant(value, hints[name])}")
     for name in names[len(args) :]:
         if name not in entries and parameters[name].default is inspect.Parameter.empty:
             raise ConfigError(f"{key}.{name}: a value is needed")
@@ -145,7 +179,7 @@ def _matches(value: Any, hint: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_matches(value, option) for option in get_args(hint))
     if origin is Literal:
-        return value in get_args(hint)
+        return any(value == option and type(value) is type(option) for option in get_args(hint))
     if origin in (list, tuple, Sequence):
         return isinstance(value, (list, tuple)) and all(_matches(item, get_args(hint)[0]) for item in value)
     if hint is float:
@@ -155,6 +189,14 @@ def _matches(value: Any, hint: Any) -> bool:
     if isinstance(hint, type):
         return isinstance(value, hint)
     return True
+
+
+def _meant(value: Any, hint: Any) -> str:
+    """The word of a ``Literal`` that was probably meant."""
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    words = [word for option in hints if get_origin(option) is Literal for word in get_args(option)]
+    close = nearest(value, [word for word in words if isinstance(word, str)]) if isinstance(value, str) else []
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _describe(hint: Any) -> str:

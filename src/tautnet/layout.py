@@ -13,6 +13,7 @@ from typing import Any
 from tautnet.config import ConfigError
 
 CPU_PROCESSES = 2  # that devices=auto means on CPUs
+MOST_PROCESSES = 64  # that are started here, or as many as there are cores
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def with_layout(trainer: Mapping[str, Any]) -> dict[str, Any]:
         nodes = world.size // world.local_size if world else 1
     if not (_is_list_of_gpus(devices) or _is_count(devices)):
         raise ConfigError(f"trainer.devices={devices}: auto, an integer of at least 1, or a list of GPUs")
+    most = max(MOST_PROCESSES, os.cpu_count() or 1)
+    if world is None and _is_count(devices) and devices > most:
+        raise ConfigError(f"trainer.devices={devices}: at most {most} processes are started on one node")
     if not _is_count(nodes):
         raise ConfigError(f"trainer.num_nodes={nodes}: auto, or an integer of at least 1")
     found = dict(trainer) | {"devices": devices, "num_nodes": nodes}

@@ -67,7 +67,7 @@ class Stopping(pl.callbacks.Checkpoint):
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A test is not saved: SIGTERM ends it at once, where Lightning would wait for its end."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, _leave)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the signals back; one that came too late for a step acts now."""
@@ -143,6 +143,10 @@ class Stopping(pl.callbacks.Checkpoint):
             if self._signal == REQUEUE:
                 requeue()
         raise Stopped(128 + self._signal)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    raise Stopped(128 + number)
 
 
 def requeue() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isfinite, pi, sqrt
+from math import inf, isfinite, pi, sqrt
 
 import torch
 from torch import Tensor
@@ -127,13 +127,13 @@ class ELU(AbstractActivation):
         alpha: minus the limit at minus infinity, at least 0.
 
     Raises:
-        ValueError: ``alpha`` below 0.
+        ValueError: ``alpha`` below 0 or not finite.
     """
 
     def __init__(self, num_channels: int, alpha: float = 1.0) -> None:
         super().__init__(num_channels)
-        if not alpha >= 0:
-            raise ValueError(f"alpha={alpha}: at least 0")
+        if not 0 <= alpha < inf:
+            raise ValueError(f"alpha={alpha}: a finite number of at least 0")
         self.alpha = alpha
 
     def forward(self, x: Tensor) -> Tensor:

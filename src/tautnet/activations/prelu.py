@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import ClassVar
 
 import torch
@@ -21,16 +22,21 @@ class PReLU(AbstractActivation):
 
     Args:
         num_channels: size of dimension 1 of the input.
-        init: first value of every w_c.
+        init: first value of every w_c, any finite number.
 
     Parameters: ``weight`` of shape (C,), role ``activation``.
     Lipschitz: max(1, max_c |w_c|), exact.
+
+    Raises:
+        ValueError: ``init`` not finite.
     """
 
     parameter_roles: ClassVar[Mapping[str, Role]] = {"weight": "activation"}
 
     def __init__(self, num_channels: int, init: float = 0.25) -> None:
         super().__init__(num_channels)
+        if not isfinite(init):
+            raise ValueError(f"init={init}: a finite number")
         self.weight = nn.Parameter(torch.full((num_channels,), init))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from tautnet.backbones.blocks import Residual
-from tautnet.backbones.layers import LayerFactory, check_image_shape, check_least
+from tautnet.backbones.layers import LayerFactory, check_depth, check_image_shape, check_least
 
 
 def dncnn(
@@ -25,14 +25,14 @@ def dncnn(
         layers: makes the layers.
         input_shape: (channels, height, width) of one image.
         num_outputs: channels of the output, those of the input.
-        depth: number of convolutions, at least 3; paper 17, for one known noise level.
+        depth: number of convolutions, 3 to 10000; paper 17, for one known noise level.
         width: channels of the hidden images, at least 1; paper 64.
 
     Raises:
         ValueError: ``input_shape`` is no image, ``num_outputs`` other than its channels, or a value out of range.
     """
     check_image_shape("dncnn", input_shape)
-    check_least("depth", depth, 3)
+    check_depth("depth", depth, 3)
     check_least("width", width, 1)
     channels = input_shape[0]
     if num_outputs != channels:

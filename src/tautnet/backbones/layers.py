@@ -9,6 +9,8 @@ from torch import nn
 
 from tautnet.factories import ActivationFactory, OutputNormFactory, WeightNorm
 
+LARGEST_DEPTH = 10_000  # layers; building more would take minutes and gigabytes before anything fails
+
 
 def check_widths(name: str, widths: Sequence[int], least: int) -> None:
     """Raise ValueError unless ``widths`` are at least ``least`` positive integers."""
@@ -20,6 +22,13 @@ def check_least(name: str, value: int, least: int) -> None:
     """Raise ValueError unless ``value`` is at least ``least``."""
     if value < least:
         raise ValueError(f"{name}={value}: at least {least}")
+
+
+def check_depth(name: str, value: int, least: int) -> None:
+    """Raise ValueError unless ``value`` counts layers that can be built, from ``least`` to 10000."""
+    check_least(name, value, least)
+    if value > LARGEST_DEPTH:
+        raise ValueError(f"{name}={value}: at most {LARGEST_DEPTH}")
 
 
 def check_probability(name: str, value: float) -> None:

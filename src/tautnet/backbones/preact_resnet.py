@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from tautnet.backbones.blocks import Residual
-from tautnet.backbones.layers import LayerFactory, check_image_shape, check_least
+from tautnet.backbones.layers import LayerFactory, check_depth, check_image_shape, check_least
 
 
 def norm_act_conv(
@@ -63,7 +63,7 @@ def preact_resnet(
         layers: makes the layers.
         input_shape: (channels, height, width) of one image.
         num_outputs: width of the head.
-        depth: weight layers on the main path, 6 n + 2, or 9 n + 2 with bottlenecks.
+        depth: weight layers on the main path, 6 n + 2, or 9 n + 2 with bottlenecks, up to 10000.
         width: channels of the first convolution, at least 1; paper 16.
         bottleneck: blocks of 1x1, 3x3, 1x1 instead of 3x3, 3x3.
 
@@ -73,6 +73,7 @@ def preact_resnet(
     check_image_shape("preact_resnet", input_shape)
     check_least("width", width, 1)
     period, expansion = (9, 4) if bottleneck else (6, 1)
+    check_depth("depth", depth, 1)
     if depth < period + 2 or depth % period != 2:
         raise ValueError(f"depth={depth}: {period} n + 2 with bottleneck={bottleneck}, n at least 1")
     modules = [layers.conv(input_shape[0], width, bias=layers.bias_before_norm(width))]

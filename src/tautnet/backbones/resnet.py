@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from tautnet.backbones.blocks import Residual
-from tautnet.backbones.layers import LayerFactory, check_image_shape, check_least
+from tautnet.backbones.layers import LayerFactory, check_depth, check_image_shape, check_least
 
 
 def shortcut(layers: LayerFactory, in_channels: int, out_channels: int, stride: int) -> nn.Module:
@@ -37,13 +37,14 @@ def cifar_resnet(
         layers: makes the layers.
         input_shape: (channels, height, width) of one image.
         num_outputs: width of the head.
-        depth: weight layers on the main path, 6 n + 2.
+        depth: weight layers on the main path, 6 n + 2, up to 10000.
         width: channels of the first stage, at least 1.
 
     Raises:
         ValueError: ``input_shape`` is no image, ``depth`` is not 6 n + 2 with n >= 1, or ``width`` below 1.
     """
     check_image_shape("cifar_resnet", input_shape)
+    check_depth("depth", depth, 1)
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth={depth}: 6 n + 2, that is 8, 14, 20, …")
     check_least("width", width, 1)

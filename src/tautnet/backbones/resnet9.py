@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from torch import nn
 
@@ -41,8 +42,8 @@ def resnet9(
     """
     check_image_shape("resnet9", input_shape, least=8)
     check_least("width", width, 1)
-    if not logit_scale > 0:
-        raise ValueError(f"logit_scale={logit_scale}: above 0")
+    if not 0 < logit_scale < inf:
+        raise ValueError(f"logit_scale={logit_scale}: a finite number above 0")
     return nn.Sequential(
         *layers.conv_norm_act(input_shape[0], width),
         *_stage(layers, width, residual=True),

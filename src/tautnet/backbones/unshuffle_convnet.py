@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from torch import nn
 
 from tautnet.backbones.blocks import averaged
-from tautnet.backbones.layers import LayerFactory, check_image_shape, check_least
+from tautnet.backbones.layers import LayerFactory, check_depth, check_image_shape, check_least
 
 
 def _check(input_shape: Sequence[int], width: int, num_blocks: int, layers_per_block: int, kernel_size: int) -> None:
     check_image_shape("unshuffle_convnet", input_shape)
     if width < 2 or width % 2 == 1:
         raise ValueError(f"width={width}: an even integer of at least 2")
-    check_least("num_blocks", num_blocks, 1)
-    check_least("layers_per_block", layers_per_block, 1)
+    check_depth("num_blocks", num_blocks, 1)
+    check_depth("layers_per_block", layers_per_block, 1)
     check_least("kernel_size", kernel_size, 1)
     if any(side % 2**num_blocks for side in input_shape[1:]):
         raise ValueError(
@@ -51,8 +51,8 @@ def unshuffle_convnet(
         input_shape: (channels, height, width) of one image, sides multiples of 2**num_blocks; authors (3, 32, 32).
         num_outputs: width of the head.
         width: channels of the first block, even; authors 16, 32, 64, 128 for XS, S, M, L.
-        num_blocks: at least 1; authors 5, and 6 with half the width for images of 64 x 64.
-        layers_per_block: at least 1; authors 5.
+        num_blocks: 1 to 10000; authors 5, and 6 with half the width for images of 64 x 64.
+        layers_per_block: 1 to 10000; authors 5.
         kernel_size: of the blocks but the last, at least 1; authors 3.
         residual: ours, not theirs. None, or r above 0, below 1: convolution, normalizer and activation of equal width
             become x to r layers(x) + (1 - r) x, which keeps a Lipschitz constant of 1.

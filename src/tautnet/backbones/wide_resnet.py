@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from tautnet.backbones.blocks import Residual
-from tautnet.backbones.layers import LayerFactory, check_image_shape, check_least, check_probability
+from tautnet.backbones.layers import LayerFactory, check_depth, check_image_shape, check_least, check_probability
 from tautnet.backbones.preact_resnet import norm_act_conv
 
 STEM_WIDTH = 16
@@ -41,7 +41,7 @@ def wide_resnet(
         layers: makes the layers.
         input_shape: (channels, height, width) of one image.
         num_outputs: width of the head.
-        depth: convolutions, the projections on the shortcuts counted too: 6 n + 4.
+        depth: convolutions, the projections on the shortcuts counted too: 6 n + 4, up to 10000.
         widen_factor: at least 1.
         dropout: probability between the two convolutions of a block, from 0 to below 1; 0 builds no such layer.
 
@@ -51,6 +51,7 @@ def wide_resnet(
     check_image_shape("wide_resnet", input_shape)
     check_least("widen_factor", widen_factor, 1)
     check_probability("dropout", dropout)
+    check_depth("depth", depth, 1)
     if depth < 10 or depth % 6 != 4:
         raise ValueError(f"depth={depth}: 6 n + 4, that is 10, 16, 22, …")
     modules = [layers.conv(input_shape[0], STEM_WIDTH, bias=layers.bias_before_norm(STEM_WIDTH))]

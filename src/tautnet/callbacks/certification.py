@@ -82,6 +82,8 @@ class Certification(pl.Callback):
         for name, count in {"num_samples": num_samples, "num_steps": num_steps, "num_restarts": num_restarts}.items():
             if count < 1:
                 raise ValueError(f"{name}={count}: at least 1")
+            if name != "num_samples" and count > 10_000:  # of samples there are as many as the test has
+                raise ValueError(f"{name}={count}: at most 10000")
         self.num_samples, self.num_steps, self.num_restarts = num_samples, num_steps, num_restarts
         self.seed, self.folder = seed, folder
         self._samples: list[tuple[Tensor, ...]] = []

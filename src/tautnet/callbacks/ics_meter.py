@@ -86,6 +86,8 @@ class IcsMeter(pl.Callback):
         for name, count in (counts | {"figure_every_n_epochs": figure_every_n_epochs}).items():
             if count < 1:
                 raise ValueError(f"{name}={count}: at least 1")
+        if num_projections > 10_000:
+            raise ValueError(f"num_projections={num_projections}: at most 10000")
         if num_samples < 2:
             raise ValueError(f"num_samples={num_samples}: at least 2")
         if positions not in get_args(Positions):

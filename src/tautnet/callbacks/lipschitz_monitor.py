@@ -43,7 +43,7 @@ class LipschitzMonitor(pl.Callback):
         every_n_epochs: validation epochs between two looks, at least 1.
         per_layer: log ``lipschitz/layer/<path>`` too.
         p: exponent of the vector norm, 1, 2 or inf.
-        num_steps: of gradient ascent at each look, at least 0; 0: the samples alone, all of them.
+        num_steps: of gradient ascent at each look, 0 to 10000; 0: the samples alone, all of them.
         warn_factor: growth of the bound since the first look that is warned of, above 1.
         figure_every_n_epochs: epochs between two figures and tables of the layers in TensorBoard, at least 1.
         folder: where the last figure and table go, made when needed; None for nowhere.
@@ -69,8 +69,8 @@ class LipschitzMonitor(pl.Callback):
                 raise ValueError(f"{name}={count}: at least 1")
         if p not in (1, 2, inf):
             raise ValueError(f"p={p}: 1, 2 or inf")
-        if num_steps < 0:
-            raise ValueError(f"num_steps={num_steps}: at least 0")
+        if not 0 <= num_steps <= 10_000:
+            raise ValueError(f"num_steps={num_steps}: at least 0, at most 10000")
         if not warn_factor > 1:
             raise ValueError(f"warn_factor={warn_factor}: above 1")
         self.num_samples, self.every_n_epochs, self.per_layer, self.p = num_samples, every_n_epochs, per_layer, p

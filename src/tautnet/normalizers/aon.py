@@ -15,6 +15,7 @@ from tautnet.functional.inverse_root import gram, inverse_root_taylor, scaled_in
 from tautnet.normalizers.power_iteration import TopSingularVectors, singular_value
 from tautnet.normalizers.spectral import SpectralWeight
 from tautnet.normalizers.weight import (
+    check_iterations,
     check_kind,
     check_padding,
     groups_of,
@@ -71,7 +72,7 @@ class Aon:
         taylor_order: 1 to 8.
         prescale: a, as above; ``none`` is 1.
         final_normalization: divide by sigma.
-        num_power_iterations: for each update of the weight, at least 1.
+        num_power_iterations: for each update of the weight, 1 to 1000.
         detach_sigma: take a and sigma for constants in the gradient.
         gain: a learnable factor, 1 at the start, role ``norm``: ``none``, one (``scalar``) or one a row (``per_row``).
             ``scalar`` where no normalizer follows the layer: signals shrink if no weight may exceed norm 1.
@@ -97,8 +98,7 @@ class Aon:
                 raise ValueError(f"{name}={getattr(self, name)}: one of {', '.join(get_args(accepted))}")
         if not 1 <= self.taylor_order <= 8:
             raise ValueError(f"taylor_order={self.taylor_order}: an integer from 1 to 8")
-        if self.num_power_iterations < 1:
-            raise ValueError(f"num_power_iterations={self.num_power_iterations}: an integer of at least 1")
+        check_iterations("num_power_iterations", self.num_power_iterations)
         if not 0 < self.eps <= 1:
             raise ValueError(f"eps={self.eps}: above 0, at most 1")
         if self.conv == "operator" and not self.final_normalization:

@@ -7,7 +7,7 @@ from math import prod, sqrt
 import torch
 from torch import Tensor, nn
 
-from tautnet.normalizers.weight import check_constant, check_layer, parametrised, without_autocast
+from tautnet.normalizers.weight import check_constant, check_iterations, check_layer, parametrised, without_autocast
 
 
 def orthonormalised(matrix_OI: Tensor, num_iterations: int = 15, beta: float = 0.5) -> Tensor:
@@ -77,7 +77,7 @@ class Bjorck:
     the scale is an upper bound of the spectral norm; their convolutions are orthogonal maps (BCOP).
 
     Args:
-        num_iterations: of Björck's iteration, at least 1; authors 15, 25 for wide layers.
+        num_iterations: of Björck's iteration, 1 to 1000; authors 15, 25 for wide layers.
         beta: its step, above 0, at most 0.5, the step of fastest convergence.
         constant: the largest spectral norm, above 0.
 
@@ -86,8 +86,7 @@ class Bjorck:
     """
 
     def __init__(self, num_iterations: int = 15, beta: float = 0.5, constant: float = 1.0) -> None:
-        if num_iterations < 1:
-            raise ValueError(f"num_iterations={num_iterations}: an integer of at least 1")
+        check_iterations("num_iterations", num_iterations)
         if not 0 < beta <= 0.5:
             raise ValueError(f"beta={beta}: above 0, at most 0.5")
         check_constant(constant)

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize
 
 from tautnet.normalizers.weight import check_kind, groups_of, parametrised, without_autocast
@@ -81,8 +82,15 @@ class OrthogonalWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Coordinates (O, I) or (O, I / groups, *k) to a weight of the same shape."""
         with without_autocast(weight):
-            matrix_GOI: Tensor = self.map(_with_signs(self._matrix(weight)))
+            matrix_GOI = self._mapped(_with_signs(self._matrix(weight)))
         return matrix_GOI.reshape(weight.shape)
+
+    def _mapped(self, matrix_GOI: Tensor) -> Tensor:
+        if matrix_GOI.element_size() > 2:
+            return self.map(matrix_GOI)
+        base = {name: buffer.float() for name, buffer in self.map.named_buffers()}  # there is none in 16 bits
+        mapped: Tensor = functional_call(self.map, base, (matrix_GOI.float(),))
+        return mapped.to(matrix_GOI.dtype)
 
     @torch.no_grad()
     def right_inverse(self, weight: Tensor) -> Tensor:

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from tautnet.functional.gram import gram_conv_spectral_norm, gram_spectral_norm
-from tautnet.normalizers.weight import Convolution, check_constant, check_layer, parametrised, rounding_margin
+from tautnet.normalizers.weight import (
+    Convolution,
+    check_constant,
+    check_iterations,
+    check_layer,
+    parametrised,
+    rounding_margin,
+)
 
 
 class SpectralWeight(nn.Module):
@@ -71,7 +78,7 @@ class Spectral:
 
     Args:
         constant: the spectral norm, above 0.
-        num_iterations: of Gram iteration, at least 1.
+        num_iterations: of Gram iteration, 1 to 1000.
         only_above: leave weights of smaller norm as they are.
 
     Raises:
@@ -80,8 +87,7 @@ class Spectral:
 
     def __init__(self, constant: float = 1.0, num_iterations: int = 8, only_above: bool = False) -> None:
         check_constant(constant)
-        if num_iterations < 1:
-            raise ValueError(f"num_iterations={num_iterations}: an integer of at least 1")
+        check_iterations("num_iterations", num_iterations)
         self.constant, self.num_iterations, self.only_above = constant, num_iterations, only_above
 
     def __call__(self, layer: nn.Module) -> nn.Module:

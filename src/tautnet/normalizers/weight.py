@@ -20,6 +20,12 @@ def check_constant(constant: float) -> None:
         raise ValueError(f"constant={constant}: above 0, finite")
 
 
+def check_iterations(name: str, value: int) -> None:
+    """Raise ValueError unless ``value`` is from 1 to 1000: more would take the whole training's time for nothing."""
+    if not 1 <= value <= 1000:
+        raise ValueError(f"{name}={value}: an integer from 1 to 1000")
+
+
 def check_layer(layer: nn.Module) -> None:
     """Raise ValueError unless the layer is dense or a zero-padded convolution, not parametrised yet."""
     check_kind(layer)

@@ -42,10 +42,15 @@ def role_settings(config: Mapping[str, Any]) -> dict[Role, tuple[str, dict[str, 
 
 
 def _try(key: str, settings: dict[str, Any], shape: tuple[int, ...]) -> None:
-    for name in _NOT_NEGATIVE:
-        value = settings.get(name, 0.0)
-        if isinstance(value, (int, float)) and not 0 <= value < inf:
+    for name, value in settings.items():
+        if not isinstance(value, (int, float)):
+            continue
+        if name in _NOT_NEGATIVE and not 0 <= value < inf:
             raise ConfigError(f"{key}.{name}={value}: a finite number of at least 0")
+        if name == "momentum" and not 0 <= value < 1:  # torch takes 1 and more, with which any sum grows without end
+            raise ConfigError(f"{key}.momentum={value}: at least 0, below 1")
+        if not -inf < value < inf:
+            raise ConfigError(f"{key}.{name}={value}: a finite number")
     make_optimizer([nn.Parameter(torch.empty(shape))], "weight", key, settings)
 
 

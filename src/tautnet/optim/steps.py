@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def _check_gradients(trainer: Mapping[str, Any]) -> None:
     if isinstance(batches, int) and batches < 1:
         raise ConfigError(f"trainer.accumulate_grad_batches={batches}: an integer of at least 1")
     value, algorithm = trainer.get("gradient_clip_val"), trainer.get("gradient_clip_algorithm")
-    if isinstance(value, (int, float)) and not value > 0:
-        raise ConfigError(f"trainer.gradient_clip_val={value}: above 0, or null for no clipping")
+    if isinstance(value, (int, float)) and not 0 < value < inf:
+        raise ConfigError(f"trainer.gradient_clip_val={value}: a finite number above 0, or null for no clipping")
     if value is None and algorithm is not None:
         raise ConfigError(f"trainer.gradient_clip_algorithm={algorithm}: null while trainer.gradient_clip_val is null")

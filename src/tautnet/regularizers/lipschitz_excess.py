@@ -41,7 +41,7 @@ class LipschitzExcess(AbstractRegularizer):
         target: above 0.
         p: exponent of the vector norm, 1, 2 or inf.
         scale: ``log``, whose gradient keeps its size however large L is, or ``linear``.
-        num_iterations: of the Gram iteration, p = 2 only, at least 1; more are tighter and slower.
+        num_iterations: of the Gram iteration, p = 2 only, 1 to 1000; more are tighter and slower.
 
     Raises:
         ValueError: an argument out of range; ``attach`` to a network with layers that have no finite or no
@@ -59,8 +59,8 @@ class LipschitzExcess(AbstractRegularizer):
             raise ValueError(f"p={p}: 1, 2 or inf")
         if scale not in get_args(Scale):
             raise ValueError(f"scale={scale}: one of {', '.join(get_args(Scale))}")
-        if num_iterations < 1:
-            raise ValueError(f"num_iterations={num_iterations}: an integer of at least 1")
+        if not 1 <= num_iterations <= 1000:
+            raise ValueError(f"num_iterations={num_iterations}: an integer from 1 to 1000")
         self.target, self.p, self.scale, self.num_iterations = target, p, scale, num_iterations
         self._chain: Chain = ()
         self._constants: dict[tuple[str, tuple[int, ...]], Constant] = {}
