@@ -6,13 +6,16 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests: more threads than cores slow both down badly
 import torch  # reads the number of threads when it is imported
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
 
 from tautnet.command_line import register_schema
@@ -26,6 +29,27 @@ CONF = ROOT / "conf"
 _CACHES = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
 os.environ.setdefault("MPLCONFIGDIR", str(_CACHES / "matplotlib"))
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the package datasets is imported: no test uses the network
+
+
+# OmegaConf's loader is made from this one at every file; the same grammar in C.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests outside unit/, whole files in turn, at the beginnings of the list's two halves.
+
+    Each of two processes starts with a half. What one takes from the other's end in the end is short then, and no file
+    is torn whose tests share a run.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    long = [path for path in files if path.parent.name != "unit"]
+    short = [item for path in files if path.parent.name == "unit" for item in files[path]]
+    first, second = ([item for path in long[start::2] for item in files[path]] for start in (0, 1))
+    rest = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *short[:rest], *second, *short[rest:]]
 
 
 def options(group: str) -> list[str]:
@@ -53,6 +77,13 @@ def settings(tmp_path: Path) -> Iterator[Callable[..., dict]]:
 def command_that_draws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Run train.py as a script in this process and return its exit status."""
     monkeypatch.chdir(tmp_path)
+    mode_of = Hydra.get_mode
+
+    def mode(hydra: Hydra, config_name: str, overrides: list[str]) -> object:
+        """Without composing everything once more to find hydra.mode, which no file in conf/ sets: -m decides."""
+        return mode_of(hydra, config_name, overrides) if "hydra.mode" in " ".join(overrides) else None
+
+    monkeypatch.setattr(Hydra, "get_mode", mode)
 
     def run(*arguments: str) -> int:
         monkeypatch.setitem(os.environ, "HYDRA_FULL_ERROR", "0")  # train.py sets it
@@ -83,10 +114,24 @@ def command(command_that_draws: Callable[..., int], monkeypatch: pytest.MonkeyPa
 _KERNELS = Path(native._library()._name) if native.available() else None
 
 
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """New folders; pytest's own counting reads the names of all former ones for each."""
+    root = tmp_path_factory.mktemp("caches")
+
+    def folders() -> Iterator[Path]:
+        for number in count():
+            folder = root / str(number)
+            folder.mkdir()
+            yield folder
+
+    return folders()
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _own_cache(monkeypatch: pytest.MonkeyPatch, _caches: Iterator[Path]) -> None:
     """Nothing is found in, or left in, the caches of the user or of another test."""
-    folder = str(tmp_path_factory.mktemp("cache"))
+    folder = str(next(_caches))
     monkeypatch.setenv("XDG_CACHE_HOME", folder)
     if _KERNELS and _KERNELS.exists():
         Path(folder, _KERNELS.parent.name).symlink_to(_KERNELS.parent)
@@ -97,7 +142,10 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.manual_seed(0)
+    else:  # the same, without notes for devices that may come: each takes the whole stack down, a millisecond a test
+        torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture

@@ -146,11 +146,12 @@ def test_data_sets_give_batches_of_the_stated_shape_for_their_model(settings, da
 
 
 @pytest.mark.parametrize(("optimizer", "scheduler"), list(product(options("optimizer"), options("scheduler"))))
-def test_optimizers_and_schedules_step(settings, optimizer, scheduler):
-    composed = settings(f"optimizer={optimizer}", f"scheduler={scheduler}")
+def test_optimizers_and_schedules_step(optimizer, scheduler):
+    composed = settings_with("optimizer", optimizer)
     weight = torch.nn.Parameter(torch.ones(3, 2, 3, 3))
     made = make_optimizer([weight], "weight", *role_settings(composed["optimizer"])["weight"])
-    schedule = build(composed["scheduler"], "scheduler", optimizer=made, total_steps=10)
+    chosen = settings_with("scheduler", scheduler)["scheduler"]  # neither group changes the other
+    schedule = build(chosen, "scheduler", optimizer=made, total_steps=10)
     weight.sum().backward()
     made.step()
     schedule.step()
@@ -158,10 +159,10 @@ def test_optimizers_and_schedules_step(settings, optimizer, scheduler):
     assert 0 <= made.param_groups[0]["lr"] <= composed["optimizer"]["roles"]["weight"]["lr"]
 
 
-def test_spline_brings_its_penalty_and_its_optimizer_with_any_other(settings):
+def test_spline_brings_its_penalty_and_its_optimizer_with_any_other():
     for optimizer in options("optimizer"):
-        composed = settings(f"optimizer={optimizer}", "activation=spline")
+        composed = settings_with("optimizer", optimizer)  # with activation=spline, of train.yaml
         assert composed["regularizer"]["tv2"]["weight"] == 1e-4
         _key, role = role_settings(composed["optimizer"])["activation"]
         assert (role["_target_"], role["lr"], role["weight_decay"]) == ("torch.optim.Adam", 1e-3, 0.0)
-    assert settings("activation=relu")["regularizer"] == {}
+    assert settings_with("activation", "relu")["regularizer"] == {}

@@ -74,7 +74,8 @@ def test_main_job(main_job):
 
 @pytest.mark.parametrize("line", [line for line in TRAINING if " -m " in line])
 def test_sweep(line, command, capsys, tmp_path):
-    assert command(*shlex.split(line)[2:], "debug=fast", "callbacks=checkpoints") == 0
+    quick = ("debug=fast", "callbacks=checkpoints", "logger=none", "trainer.enable_progress_bar=false")
+    assert command(*shlex.split(line)[2:], *quick) == 0
     assert "Traceback" not in capsys.readouterr().err
     jobs = prod(argument.count(",") + 1 for argument in shlex.split(line))
     assert len(list(tmp_path.rglob("result.json"))) == jobs

@@ -150,7 +150,8 @@ def test_a_continued_run_keeps_what_it_holds_out(main_job, command, tmp_path, ca
 @pytest.mark.parametrize("settings_", [("norm=unitize",), ("norm=batch", "optimizer=sgd", "optimizer.lr=0.01")])
 def test_one_and_one_epoch_give_the_weights_of_two(command, tmp_path, settings_):
     """With the constant schedule, since a cosine over one epoch is another one than over two."""
-    arguments = (*QUIET, "scheduler=none", "model.net.widths=[8,8]", "seed=3", *settings_)
+    few = ("trainer.limit_train_batches=6", "trainer.limit_val_batches=1", "callbacks.lipschitz.num_samples=16")
+    arguments = (*QUIET, *few, "scheduler=none", "model.net.widths=[8,8]", "seed=3", *settings_)
     two, first, second = (tmp_path / name for name in ("two", "first", "second"))
     assert command(*arguments, "trainer.max_epochs=2", f"hydra.run.dir={two}") == 0
     assert command(*arguments, "trainer.max_epochs=1", f"hydra.run.dir={first}") == 0
@@ -170,7 +171,7 @@ def test_monitoring_does_not_change_training(settings, tmp_path):
         callbacks = [c for n, c in build(composed["callbacks"], "callbacks").items() if n in ("lipschitz", "splines")]
         trainer = pl.Trainer(
             max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=callbacks,
-            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, limit_train_batches=6,
         )  # fmt: skip
         trainer.fit(model, data)
         assert ("lipschitz/bound_p2" in trainer.callback_metrics) == bool(callbacks)
