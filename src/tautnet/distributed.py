@@ -16,7 +16,10 @@ import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -34,7 +37,9 @@ class WorkerError(RuntimeError):
 
 
 JOB = "job.json"
-_REFUSAL = "refusal"
+_REFUSAL, _FAILURE = "refusal", "failure"  # files of a job, followed by the rank
+_SIGNALS = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"))
+_WATCH_SECONDS = 0.2
 _PATIENCE = timedelta(hours=1)  # that processes wait for the first one, which may still be composing settings
 
 
@@ -57,7 +62,7 @@ def run_workers(job: Mapping[str, Any]) -> None:
     count = num_processes(job["settings"]["trainer"])
     _silence_launcher()
     with tempfile.TemporaryDirectory(prefix="tautnet-") as folder:
-        Path(folder, JOB).write_text(json.dumps(job))
+        Path(folder, JOB).write_text(json.dumps({**job, "parent": os.getpid()}))
         layout = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -67,25 +72,64 @@ def run_workers(job: Mapping[str, Any]) -> None:
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=0,
+            # Not those that are ignored, as by nohup: workers inherit that, and the launcher would overrule it.
+            signals_to_handle=",".join(each.name for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN),
         )
         try:
-            elastic_launch(layout, sys.executable)("-m", "tautnet.worker", folder)
+            with _own_handlers():
+                elastic_launch(layout, sys.executable)("-m", "tautnet.worker", folder)
         except ChildFailedError as error:
-            refusals = sorted(Path(folder).glob(f"{_REFUSAL}*"))
-            if refusals:
-                raise ConfigError(refusals[0].read_text()) from None
+            for kind, name in ((ConfigError, _REFUSAL), (WorkerError, _FAILURE)):
+                told = sorted(Path(folder).glob(f"{name}*"))
+                if told:
+                    raise kind(told[0].read_text()) from None
             rank, failure = error.get_first_failure()
+            _end_by(failure.exitcode - 128)  # a signal that the ranks alone have got; they have seen to it
             how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
             raise WorkerError(f"rank {rank} of {count} ended by {how}; the others were stopped") from None
         except SignalException as stop:
-            if stop.sigval == signal.SIGINT:
-                raise KeyboardInterrupt("the epochs that ended are in checkpoints/last.ckpt") from None
-            raise SystemExit(128 + int(stop.sigval)) from None
+            _end_by(int(stop.sigval))
 
 
-def refuse(folder: Path, message: str) -> None:
+def _end_by(number: int) -> None:
+    """End as the processes have ended, by a signal; anything else is none."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    if number in _SIGNALS:
+        raise SystemExit(128 + number)
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Give signals back to whom they belonged: the launcher keeps them, and between two jobs of a sweep it is gone."""
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # else the launcher has taken none
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+def end_with_(parent: int) -> None:
+    """End this process as soon as the one that started it is gone.
+
+    A process that is killed stops nobody. The ranks would go on in a directory in which the same command, given again,
+    starts others.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def tell(folder: Path, error: ConfigError | WorkerError) -> None:
     """Tell the process that started this one why it ends."""
-    (folder / f"{_REFUSAL}{int(os.environ['RANK']):06d}").write_text(message)
+    kind = _REFUSAL if isinstance(error, ConfigError) else _FAILURE
+    (folder / f"{kind}{int(os.environ['RANK']):06d}").write_text(str(error))
 
 
 def _silence_launcher() -> None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from tautnet import logkeys
 from tautnet.config import ConfigError, build, key_of, locate
 from tautnet.factories import DataError
-from tautnet.layout import num_ranks, shards
+from tautnet.layout import launched, num_ranks, shards
 from tautnet.run_directory import SETTINGS
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def _assemble(
 ) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule, RunState, str | None]:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Lightning imports it; a new font cache is no news
     import pytorch_lightning as pl
+    from lightning_fabric.plugins.environments import LightningEnvironment
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     from tautnet.app_callbacks import compiled, settings_writer
@@ -110,7 +111,8 @@ def _assemble(
             "trainer",
             callbacks=callbacks,
             logger=list(build(_going_on(settings["logger"], resumed), "logger").values()) or False,
-            plugins=AtomicCheckpointIO(),
+            # Without srun a batch script of SLURM is one process, however many its variables promise.
+            plugins=[AtomicCheckpointIO(), *([] if launched() else [LightningEnvironment()])],
             enable_checkpointing=True,
             default_root_dir=settings["run_dir"],
         )
@@ -246,4 +248,5 @@ def _silence_known_messages() -> None:
     warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")  # everything is logged by epoch
     warnings.filterwarnings("ignore", message=r".*dirpath has changed.*")  # a continued run has its own directory
     warnings.filterwarnings("ignore", message=r".*exists and is not empty.*")  # and one that goes on has its files
+    warnings.filterwarnings("ignore", message=r".*`broadcast_buffers` is deprecated.*")  # torch 2.11 has nothing else
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # "GPU available: …", tips, restored paths

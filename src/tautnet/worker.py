@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -13,12 +14,14 @@ from typing import Any
 
 from tautnet import distributed
 from tautnet.config import ConfigError
-from tautnet.job import execute, prepared
+from tautnet.targets import allowing
 
 
 def main(folder: Path) -> int:
     """Do the job whose settings another process has written into a folder, and return the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the job takes it: no traceback of each process's imports
     job = json.loads((folder / distributed.JOB).read_text())
+    distributed.end_with_(job["parent"])
     if os.environ["RANK"] == "0":
         from hydra.core.utils import configure_log
         from omegaconf import OmegaConf
@@ -26,11 +29,14 @@ def main(folder: Path) -> int:
         configure_log(OmegaConf.create(job["job_logging"]))
     else:
         _stay_silent()
+    from tautnet.job import execute  # torch and Lightning: seconds
+
     try:
-        execute(job["settings"])
-    except ConfigError as error:
-        distributed.refuse(folder, str(error))
-        return 2
+        with allowing(job["settings"]["allow"]):
+            execute(job["settings"])
+    except (ConfigError, distributed.WorkerError) as error:
+        distributed.tell(folder, error)
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:  # the process that started this one tells it
         return 130
     return 0
@@ -38,16 +44,21 @@ def main(folder: Path) -> int:
 
 def follow() -> int:
     """Do the jobs that the first of torchrun's or srun's processes announces, and return the exit status."""
+    from tautnet.job import prepared
+
     _stay_silent()
     for settings in distributed.announced():
-        try:
-            job = prepared(settings)
-        except ConfigError:  # all refuse alike, and the first one tells it
-            continue
-        try:
-            job()
-        except KeyboardInterrupt:
-            return 130
+        with allowing(settings["allow"]):
+            try:
+                job = prepared(settings)
+            except ConfigError:  # all refuse alike, and the first one tells it
+                continue
+            try:
+                job()
+            except KeyboardInterrupt:
+                return 130
+            except distributed.WorkerError:  # the first one tells it
+                return 1
     return 0
 
 
@@ -61,12 +72,14 @@ def do_with_others(settings: dict[str, Any]) -> float | None:
         ConfigError: a setting that all processes refuse.
         SystemExit: the job failed under way.
     """
+    from tautnet.job import prepared
+
     job = prepared(settings)
     try:
         return job()
-    except ConfigError as error:
+    except (ConfigError, distributed.WorkerError) as error:
         sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 import forked
 import pytest
 import torch
+from networks import two_nodes
 
 from tautnet import distributed
 
@@ -83,13 +84,16 @@ def test_two_nodes_give_the_answer_of_one(sweep, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=nodes"]
-    nodes = []
-    for rank in range(2):
-        (tmp_path / str(rank)).mkdir()
-        agent = [*TORCHRUN, "--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1", *meeting, TRAIN[1]]
-        nodes.append(start([*agent, "trainer=ddp_cpu", *SMALL, "hydra.run.dir=run"], tmp_path / str(rank)))
-    ended(*nodes)
+    with two_nodes() as nodes:
+        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={nodes[0].address}:{port}", "--rdzv-id=nodes"]
+        agents = []
+        for rank, node in enumerate(nodes):
+            (tmp_path / str(rank)).mkdir()
+            own = [f"--node-rank={rank}", f"--local-addr={node.address}", f"--rdzv-conf=is_host={1 - rank}"]
+            agent = [*node.within, *TORCHRUN, "--nnodes=2", "--nproc-per-node=1", *meeting, *own, TRAIN[1]]
+            job = [*agent, "trainer=ddp_cpu", *SMALL, "hydra.run.dir=run"]
+            agents.append(start(job, tmp_path / str(rank), **node.environment))
+        ended(*agents)
     first, other = (tmp_path / str(rank) for rank in range(2))
     if not (first / "run").exists():  # which node comes first is torchrun's matter
         first, other = other, first

@@ -141,3 +141,21 @@ def test_processes_that_are_started_again_do_not_hear_of_old_jobs(launcher, monk
     assert distributed._key("jobs") == "tautnet/0/jobs"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert distributed._key("jobs") == "tautnet/1/jobs"
+
+
+def test_nodes_of_one_process_each_share_gradients(launcher):
+    launcher(TORCHRUN | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"})
+    assert laid_out() == (1, 2, DDP)
+
+
+def test_auto_under_a_launcher_is_no_guess(launcher, monkeypatch):
+    launcher(TORCHRUN | {"LOCAL_WORLD_SIZE": "3"})
+    assert laid_out() == (3, 2, DDP)
+    launcher({})
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert laid_out("auto") == (1, 1, "auto")  # no GPU here: one process, as trainer=auto has
+
+
+@pytest.mark.parametrize(("devices", "num_nodes", "ranks"), [(2, 3, 6), ([0, 2], 2, 4), (1, 1, 1)])
+def test_ranks_are_those_of_all_nodes(devices, num_nodes, ranks):
+    assert layout.num_ranks({"devices": devices, "num_nodes": num_nodes}) == ranks

@@ -30,3 +30,8 @@ def test_values_keep_their_meaning():
 def test_an_interval_is_no_list():
     with pytest.raises(ConfigError, match=r"^optimizer\.lr=interval\(0,1\): .*hydra/sweeper=optuna"):
         grid(parsed("optimizer.lr=interval(0,1)"))
+
+
+def test_a_range_without_numbers_is_refused():
+    with pytest.raises(ConfigError, match=r"^seed=range\(3,3\): at least one value"):
+        grid(parsed("norm=a,b", "seed=range(3,3)"))

@@ -87,7 +87,7 @@ def test_words_of_the_command_line_and_what_optuna_chooses_from(words, expected)
         ("tag(log,interval(0,1))", "low"),
         ("interval(2,1)", "low"),
         ("tag(log,range(1,9,2))", "step"),
-        ("range(3,3)", "range"),
+        ("range(3,3)", "at least one value"),
         ("tag(logg,interval(1,2))", "log"),
         ("tag(log,choice(1,2))", "log"),
         ("shuffle(1,2,3)", "order"),
@@ -114,6 +114,9 @@ def test_a_study_needs_something_to_search(arguments):
         {"sampler": "tpee"},
         {"seed": -1},
         {"objectives": {"val/acc": "max"}},
+        {"objectives": {}},
+        {"objectives": ["val/acc"]},
+        {"objectives": "val/acc"},
     ],
 )
 def test_settings_of_a_study(change):
@@ -207,12 +210,17 @@ def test_failed_trials_are_tried_again_by_the_next_command_and_not_by_this_one(t
     assert second.asked == failed
     assert studied(tmp_path, by_rate, n_trials=6).asked == failed
     assert len(only_study(tmp_path).best_trials) == 1
+    (new,) = studied(tmp_path, by_rate, n_trials=7).asked
+    assert new not in first.asked  # what failed twice has been repeated once
 
 
 def test_another_question_is_a_study_of_its_own(tmp_path):
     studied(tmp_path, by_rate)
     for arguments in ((*SPACE, "seed=1"), ("trainer=cpu", "optimizer.lr=interval(1e-3,1)", "norm=batch,none")):
         assert len(studied(tmp_path, by_rate, *arguments).asked) == 4
+    for seeds in ("0,1", "0,1,2"):
+        asked = studied(tmp_path, by_rate, *SPACE, f"seed={seeds}", n_trials=2).asked
+        assert len(asked) == 2 * len(seeds.split(","))
     assert len(studied(tmp_path, by_rate, objectives={"val/acc": "minimize"}).asked) == 4
     shuffled = ("norm=batch,none", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "trainer=cpu")
     assert len(studied(tmp_path, by_rate, *shuffled).asked) == 1  # the same

@@ -1,6 +1,7 @@
 """The table, the file and the plot that a sweep ends with, from runs written by hand."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,8 @@ def test_a_minimised_objective_orders_the_other_way_and_what_lacks_it_comes_last
     runs = [run("0", "norm=a", test=0.1), run("1", "norm=b", bound=3.0), run("2", "norm=c", bound=2.0)]
     order = [line.split("│")[1].strip() for line in text(runs, {BOUND: "minimize"}) if line.startswith("│")]
     assert order == ["c", "b", "a"]
+    runs = [run("0", "norm=a", val=float("nan")), run("1", "norm=b", val=0.1), run("2", "norm=c", val=0.2)]
+    assert [line.split("│")[1].strip() for line in text(runs) if line.startswith("│")] == ["c", "b", "a"]
 
 
 def test_of_many_rows_the_best_are_printed():
@@ -110,3 +113,17 @@ def test_a_directory_without_runs_gets_nothing(tmp_path, capsys):
     summarise(SweepFolder(tmp_path), OBJECTIVES)
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
+
+
+def test_lists_of_words_are_shown_as_they_are(tmp_path, capsys):
+    for name in "01":
+        (tmp_path / name).mkdir()
+        result = {
+            "metrics": {"val/acc": 0.5},
+            "overrides": [f"callbacks=[{'ema' * int(name)}]", f"x={':cat:[/b]' * int(name)}"],
+        }
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    summarise(SweepFolder(tmp_path), OBJECTIVES)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["[]", "", "1", "0.5"] in rows
+    assert ["[ema]", ":cat:[/b]", "1", "0.5"] in rows

@@ -100,7 +100,11 @@ def read_run(directory: Path) -> Run | None:
     overrides = _overrides(result)
     if overrides is None or not isinstance(result.get("metrics"), dict):
         return None
-    return Run(directory, overrides, {name: float(value) for name, value in result["metrics"].items()})
+    try:
+        metrics = {name: float(value) for name, value in result["metrics"].items()}
+    except (TypeError, ValueError):  # changed by hand
+        return None
+    return Run(directory, overrides, metrics)
 
 
 def _loaded(path: Path) -> Any:

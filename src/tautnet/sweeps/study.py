@@ -50,7 +50,10 @@ class StudySettings:
             raise ConfigError(f"hydra.sweeper.seed={self.seed}: an integer from 0 to 2147483647")
         if self.sampler not in _SAMPLERS:
             raise ConfigError(f"hydra.sweeper.sampler={self.sampler}: one of {', '.join(_SAMPLERS)}")
-        for name, direction in (self.objectives or {"": "maximize"}).items():
+        if self.objectives is not None and (not isinstance(self.objectives, Mapping) or not self.objectives):
+            wanted = "null, or {metric: maximize, another: minimize}"
+            raise ConfigError(f"hydra.sweeper.objectives={self.objectives}: {wanted}")
+        for name, direction in (self.objectives or {}).items():
             if direction not in ("maximize", "minimize"):
                 raise ConfigError(f"hydra.sweeper.objectives.{name}={direction}: maximize or minimize")
 
@@ -225,9 +228,11 @@ def distribution(override: Override) -> BaseDistribution:
             return FloatDistribution(sweep.start, sweep.end, log=bool(tags))
         if isinstance(sweep, RangeSweep):
             numbers = sorted(sweep.range())
+            if not numbers:
+                raise ValueError("at least one value; this range has none")
             if all(isinstance(number, int) for number in numbers):
                 return IntDistribution(numbers[0], numbers[-1], log=bool(tags), step=abs(int(sweep.step)))
             return FloatDistribution(numbers[0], numbers[-1], log=bool(tags), step=abs(float(sweep.step)))
         return CategoricalDistribution(list(override.sweep_string_iterator()))
-    except (ValueError, IndexError) as error:
+    except ValueError as error:
         raise ConfigError(f"{line}: {error}") from error

@@ -28,7 +28,7 @@ def summarise(folder: SweepFolder, objectives: Mapping[str, str]) -> None:
     if not runs:
         return
     write_csv(runs, folder.path / "sweep.csv")
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)  # callbacks=[ema] is no mark-up
     if not console.is_terminal:  # a file has no width
         console.width = 1000
     console.print(printed(runs, objectives))
@@ -37,7 +37,7 @@ def summarise(folder: SweepFolder, objectives: Mapping[str, str]) -> None:
         from tautnet.sweeps.pareto import plot  # imports matplotlib
 
         drawn = plot(runs, objectives, folder.path / "pareto.png")
-    console.print(f"{len(runs)} runs in {folder.path / 'sweep.csv'}{', plot in pareto.png' * drawn}", markup=False)
+    console.print(f"{len(runs)} runs in {folder.path / 'sweep.csv'}{', plot in pareto.png' * drawn}")
 
 
 def changed(runs: Sequence[Run]) -> list[dict[str, str]]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +65,18 @@ class AbstractSweeper(Sweeper):
 
         Raises:
             ConfigError: a sweep that cannot be; nothing has run.
-            SystemExit: status 1, some jobs failed.
+            SystemExit: status 1, some jobs failed; status 143, SIGTERM.
         """
         assert self.config is not None
         subdir = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[call-overload,index]
         if subdir != "${hydra.job.num}":
             raise ConfigError(f"hydra.sweep.subdir={subdir}: jobs are numbered, so that they are found again; leave it")
+        for override in self.config.hydra.overrides.hydra:
+            if override.startswith("hydra.run."):
+                raise ConfigError(f"{override}: of a single run; the directory of a sweep is hydra.sweep.dir")
         parser = OverridesParser.create(config_loader=self._hydra().config_loader)
         overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
-        with held(Path(self.config.hydra.sweep.dir)):
+        with held(Path(self.config.hydra.sweep.dir)), _sigterm_leaves():
             last = list({override.get_key_element(): override for override in overrides}.values())
             fixed = {values(override)[0] for override in last if not override.is_sweep_override()}
             jobs = Jobs(self, SweepFolder(Path(self.config.hydra.sweep.dir)), fixed)
@@ -105,6 +111,23 @@ class AbstractSweeper(Sweeper):
     def _hydra(self) -> HydraContext:
         assert self.hydra_context is not None
         return self.hydra_context
+
+
+@contextmanager
+def _sigterm_leaves() -> Iterator[None]:
+    """Between two jobs SIGTERM ends a sweep as an interrupt does, with its summary; a job sees to its own signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 class Jobs:
