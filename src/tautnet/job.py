@@ -84,12 +84,7 @@ def _assemble(
     for key, trained in trained_on.items():
         if trained != spec[key]:
             raise ConfigError(f"ckpt={settings['ckpt']}: trained with {key} {trained}, the data has {spec[key]}")
-    _check_task(settings["model"], data.task)
-    if "certify" in settings["callbacks"] and data.task != "classification":
-        raise ConfigError(f"callbacks=certify: predicted classes are certified, the data is for {data.task}")
-    ranks = num_ranks(settings["trainer"])
-    if data.batch_size % ranks:
-        raise ConfigError(f"data.batch_size={data.batch_size}: a multiple of the {ranks} processes that share it")
+    _check_data(settings, data)
     model = build({"_target_": settings["model"]["_target_"]}, "model", config=spec)
     if shards(settings["trainer"]):
         share_out_(model)
@@ -129,18 +124,20 @@ def _going_on(loggers: dict[str, Any], resumed: Mapping[str, Any] | None) -> dic
         "TensorBoardLogger": {"purge_step": resumed["step"] + 1},
         "CSVLogger": {"version": f"from_step_{resumed['step']}"},  # it would delete the file that is there
     }
-    return {name: config | own.get(_class_name(config), {}) for name, config in loggers.items()}
+    return {name: config | own.get(config["_target_"].rpartition(".")[2], {}) for name, config in loggers.items()}
 
 
-def _class_name(config: Mapping[str, Any]) -> str:
-    return str(config.get("_target_")).rpartition(".")[2]
-
-
-def _check_task(model: Mapping[str, Any], task: str) -> None:
-    target = model.get("_target_")
+def _check_data(settings: Mapping[str, Any], data: Any) -> None:
+    """Whether model, callbacks and the number of processes fit the data."""
+    task, target = data.task, settings["model"].get("_target_")
     accepted = {"classification": "Classifier", "regression": "Regressor", "denoising": "Denoiser"}[task]
     if getattr(locate(str(target), "model"), "task", None) != task:
         raise ConfigError(f"model._target_={target}: the data is for {task}; for example tautnet.models.{accepted}")
+    if "certify" in settings["callbacks"] and task != "classification":
+        raise ConfigError(f"callbacks=certify: predicted classes are certified, the data is for {task}")
+    ranks = num_ranks(settings["trainer"])
+    if data.batch_size % ranks:
+        raise ConfigError(f"data.batch_size={data.batch_size}: a multiple of the {ranks} processes that share it")
 
 
 def _try_batch(model: Any, batch: tuple[torch.Tensor, torch.Tensor], settings: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ _TRAINING_CALLBACKS = re.compile(
 )
 
 
-# A choice is a word or a list of words, which leads to no file outside of conf/; a key is set where it stands, without @.
+# A choice is a word or a list of words, which lead out of no group; a key is set where it stands, without @.
 _PLAIN = re.compile(r"[+]{0,2}[\w/]+=([\w-]*|\[[\w, -]*\])|~[\w/.]+|[+]{0,2}\w+(\.\w+)+=[^\n\r]*")
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import random
 import time
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LambdaCallback
+from torch.utils import _pytree as pytree
 from torchmetrics import Metric
 
 from tautnet.models.ranks import gathered
@@ -167,7 +169,9 @@ def _metric_states(model: pl.LightningModule) -> dict[str, Any]:
 
 
 def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.detach().cpu().clone() for name, value in state.items()}
+    """A metric's sums, which are tensors or lists of tensors."""
+    copy = {name: value if isinstance(value, torch.Tensor) else list(value) for name, value in state.items()}
+    return pytree.tree_map(lambda tensor: tensor.detach().cpu().clone(), copy)
 
 
 def _put_back_metrics(model: pl.LightningModule, states: dict[str, Any]) -> None:
@@ -176,4 +180,4 @@ def _put_back_metrics(model: pl.LightningModule, states: dict[str, Any]) -> None
         assert isinstance(metric, Metric)
         metric._update_count = saved["count"]
         for name, value in saved["state"].items():
-            setattr(metric, name, value.to(metric.device))
+            setattr(metric, name, pytree.tree_map(methodcaller("to", metric.device), value))

@@ -175,7 +175,7 @@ def test_muon_trains_a_network_with_splines(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("trainer.gradient_clip_val=-1",), "trainer.gradient_clip_val=-1: above 0"),
+        (("trainer.gradient_clip_val=-1",), "trainer.gradient_clip_val=-1: a finite number above 0"),
         (("trainer.gradient_clip_algorithm=norm",), "trainer.gradient_clip_algorithm=norm: null while"),
         (("trainer.gradient_clip_val=1", "trainer.gradient_clip_algorithm=size"), "trainer"),
         (("trainer.accumulate_grad_batches=0",), "trainer.accumulate_grad_batches=0: an integer"),

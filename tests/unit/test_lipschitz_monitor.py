@@ -277,7 +277,7 @@ def test_figures_show_layers_that_are_zero_or_unbounded(run, tmp_path):
         ({"num_samples": 0}, "num_samples=0: at least 1"),
         ({"every_n_epochs": 0}, "every_n_epochs=0: at least 1"),
         ({"figure_every_n_epochs": 0}, "figure_every_n_epochs=0: at least 1"),
-        ({"num_steps": -1}, "num_steps=-1: at least 0"),
+        ({"num_steps": -1}, "num_steps=-1: at least 0, at most 10000"),
         ({"p": 3}, "p=3: 1, 2 or inf"),
         ({"warn_factor": 1.0}, r"warn_factor=1\.0: above 1"),
         ({"warn_factor": math.nan}, "warn_factor=nan: above 1"),

@@ -20,6 +20,7 @@ from tautnet.functional.variance_constancy import subset_variances, variance_con
 from tautnet.lipschitz import lipschitz_bound
 from tautnet.losses.nothing import NoLoss
 from tautnet.models.base import AbstractModel
+from tautnet.models.stage_metrics import SampleMean
 from tautnet.normalizers import BatchNorm, Unitize, no_output_norm, no_weight_norm
 from tautnet.optim.roles import parameters_by_role
 from tautnet.regularizers import SecondOrderVariation
@@ -696,7 +697,7 @@ class Logged(AbstractModel):
         return self.net(batch[0]).sum()
 
     def log(self, name, value, **options):
-        self.logged[name] = float(value.detach())
+        self.logged[name] = float(value.compute() if isinstance(value, SampleMean) else value.detach())
 
 
 def test_the_monitor_logs_means_and_largest_terms_of_an_epoch():
@@ -756,6 +757,7 @@ def test_the_monitor_of_the_discriminant_sees_one_epoch_and_the_covariance_withi
 def test_the_model_tells_the_penalty_how_far_training_is(monkeypatch):
     model = Logged(dense())
     model.regularizers, model._total_steps = nn.ModuleDict({"variance": attached(model.net)}), 200
+    model.mean_terms = nn.ModuleDict({name: SampleMean() for name in ("train/loss", "loss/task", "loss/variance")})
     monkeypatch.setattr(Logged, "global_step", 50)
     model.training_step((torch.randn(10, 4), torch.zeros(10)), 0)
     assert model.regularizers["variance"].progress == 0.25
