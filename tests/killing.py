@@ -100,9 +100,12 @@ def killed(folder: Path, processor_seconds: float, *arguments: str) -> str:
     process = start(train_without_pictures, *arguments, folder=folder)
     while process.is_alive() and _processor_seconds(process) < processor_seconds:
         time.sleep(0.002)
+    ranks = _children(process.pid)
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
     process.join()
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks):  # they end when they see that it is gone
+        time.sleep(0.01)
     files = [path for path in (folder / "run").rglob("*") if path.is_file()]
     return max(files, key=lambda path: path.stat().st_mtime).name if files else ""
 
@@ -121,13 +124,18 @@ def _processor_seconds(process: Any) -> float:
 
 
 def _processor_ticks(number: int) -> int:
-    folder = Path(f"/proc/{number}")
     try:
-        fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        children = (folder / "task" / str(number) / "children").read_text().split()
+        fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return int(fields[11]) + int(fields[12]) + sum(_processor_ticks(int(child)) for child in children)
+    return int(fields[11]) + int(fields[12]) + sum(map(_processor_ticks, _children(number)))
+
+
+def _children(number: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def left_in(folder: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _assemble(
 ) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule, RunState, str | None]:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Lightning imports it; a new font cache is no news
     import pytorch_lightning as pl
-    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     from tautnet.app_callbacks import compiled, settings_writer
