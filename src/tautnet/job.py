@@ -196,8 +196,6 @@ def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataM
         if left.code != 1:  # 1 is what Lightning makes of an interrupt
             raise
         raise KeyboardInterrupt("the epochs that ended are in checkpoints/last.ckpt of the run directory") from None
-    if trainer.received_sigterm:
-        raise SystemExit(143)
 
 
 @contextmanager

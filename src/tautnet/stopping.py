@@ -48,8 +48,12 @@ class Stopping(pl.callbacks.Checkpoint):
         self._validated = 0.0  # when the validation began
         self._before: dict[int, Any] = {}  # handlers
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Keep Lightning from the signals: its handlers let ranks talk to each other wherever they are, and may hang."""
+        vars(trainer._signal_connector)["register_signal_handlers"] = lambda: None
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals; Lightning has just registered its own handlers."""
+        """Take over the signals."""
         self._seen = trainer.global_step
         if threading.current_thread() is not threading.main_thread():
             return
@@ -63,11 +67,6 @@ class Stopping(pl.callbacks.Checkpoint):
         elif time.monotonic() - self._time > _SAME:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A test is not saved: SIGTERM ends it at once, where Lightning would wait for its end."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _leave)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the signals back; one that came too late for a step acts now."""
@@ -143,10 +142,6 @@ class Stopping(pl.callbacks.Checkpoint):
             if self._signal == REQUEUE:
                 requeue()
         raise Stopped(128 + self._signal)
-
-
-def _leave(number: int, _: FrameType | None) -> None:
-    raise Stopped(128 + number)
 
 
 def requeue() -> None:
