@@ -16,7 +16,9 @@ def settings_writer(settings: dict[str, Any], path: Path) -> pl.Callback:
 
     def write(trainer: pl.Trainer, _: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            OmegaConf.save(OmegaConf.create(settings), path)
+            part = path.with_name(f"{path.name}.part")  # a run that is cut off here goes on by a whole file or none
+            OmegaConf.save(OmegaConf.create(settings), part)
+            part.replace(path)
 
     return LambdaCallback(on_fit_start=write, on_test_start=write)
 

@@ -112,7 +112,7 @@ def _kept(saved: list[str], overrides: list[str]) -> list[str]:
         override_name(override) for override in overrides if "." in override_name(override) or override not in saved
     }
     repeated = set(overrides)
-    return [o for o in saved if carried_over(o) and o not in repeated and not _replaced(override_name(o), changed)]
+    return [o for o in saved if carried_over(o) and o not in repeated and not replaced(override_name(o), changed)]
 
 
 def carried_over(override: str) -> bool:
@@ -128,7 +128,7 @@ def carried_over(override: str) -> bool:
     return top in _CARRIED_OVER and bool(plain)
 
 
-def _replaced(name: str, named: set[str]) -> bool:
+def replaced(name: str, named: set[str]) -> bool:
     """Whether the command line names this key or a group above it."""
     return any(name == other or name.startswith((f"{other}.", f"{other}/")) for other in named)
 

@@ -16,7 +16,7 @@ import yaml
 
 from tautnet.errors import ConfigError
 from tautnet.quoting import quote, unquote
-from tautnet.resume import carried_over, override_name
+from tautnet.resume import carried_over, override_name, replaced
 
 try:
     import fcntl
@@ -47,7 +47,7 @@ def with_run(arguments: list[str]) -> list[str]:
     named = {name: unquote(value) for name, _, value in (argument.partition("=") for argument in arguments)}
     resume, place = named.get("resume"), named.get("hydra.run.dir")
     rest = [argument for argument in arguments if not argument.startswith("resume=")]
-    overrides = [o for o in rest if "=" in o and not o.startswith(("-", "hydra.", "hydra/"))]
+    overrides = [argument for argument in rest if _is_override(argument)]
     directory: Path | None
     if resume not in (None, "null", "auto"):
         directory = Path(str(resume))
@@ -61,8 +61,13 @@ def with_run(arguments: list[str]) -> list[str]:
     if directory is None:
         return rest
     rest = [argument for argument in rest if not argument.startswith("hydra.run.dir=")]
-    first = next((n for n, argument in enumerate(rest) if "=" in argument and argument[0] != "-"), len(rest))
+    first = next((n for n, argument in enumerate(rest) if _is_override(argument)), len(rest))
     return [*rest[:first], *overrides_of(directory, overrides), *rest[first:], f"hydra.run.dir={quote(str(directory))}"]
+
+
+def _is_override(argument: str) -> bool:
+    """Whether an argument sets or leaves out a key of the application; options of Hydra's have values of their own."""
+    return argument.startswith("~") or ("=" in argument and not argument.startswith(("-", "hydra.", "hydra/")))
 
 
 def is_cut_off(directory: Path) -> bool:
@@ -81,7 +86,7 @@ def overrides_of(directory: Path, named: Sequence[str]) -> list[str]:
         ConfigError: the file cannot be read, or has an override that is not taken from a file.
     """
     keys = {override_name(override) for override in named}
-    missing = [override for override in _saved_overrides(directory) if override_name(override) not in keys]
+    missing = [override for override in _saved_overrides(directory) if not replaced(override_name(override), keys)]
     for override in missing:
         plain = _PLAIN.fullmatch(override) and not _NAMES_A_FILE.search(override) and "_target_" not in override
         if not (plain or carried_over(override)):
@@ -92,8 +97,15 @@ def overrides_of(directory: Path, named: Sequence[str]) -> list[str]:
 def newest_cut_off(overrides: Sequence[str]) -> Path | None:
     """The directory below ``outputs`` in which a run by the same overrides was begun last, if it was cut off."""
     found = [path for path in OUTPUTS.glob("*") if is_cut_off(path) and not _busy(path)]
-    same = [path for path in found if set(_saved_overrides(path)) == set(overrides)]
+    same = [path for path in found if _began_by(path, overrides)]
     return max(same, key=lambda path: (path / SETTINGS).stat().st_mtime, default=None)
+
+
+def _began_by(directory: Path, overrides: Sequence[str]) -> bool:
+    try:
+        return set(_saved_overrides(directory)) == set(overrides)
+    except ConfigError:  # somebody else's file of this name
+        return False
 
 
 def _saved_overrides(directory: Path) -> list[str]:

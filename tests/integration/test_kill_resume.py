@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -115,8 +116,12 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
 
 
 def test_auto_goes_on_with_the_newest_run_of_the_same_command(command, tmp_path, capsys):
-    quick = (*ENDLESS, "trainer.max_epochs=2")
+    quick = (*ENDLESS, "trainer.max_epochs=2", "~callbacks.best")
+    other = tmp_path / "outputs" / "other"
+    other.mkdir(parents=True)
+    (other / "config.yaml").write_text("of another program")
     assert command(*quick, "resume=auto") == 0
+    shutil.rmtree(other)
     (first,) = (tmp_path / "outputs").iterdir()
     result = (first / "result.json").read_bytes()
     assert command(*quick, "resume=auto") == 0  # finished: a new one
