@@ -49,7 +49,7 @@ class Stopping(pl.callbacks.Checkpoint):
         self._before: dict[int, Any] = {}  # handlers
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Keep Lightning from the signals: its handlers have ranks talk to each other wherever they are, and may hang."""
+        """Keep Lightning from the signals: in its handlers ranks talk to each other, where they may hang."""
         vars(trainer._signal_connector)["register_signal_handlers"] = lambda: None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
