@@ -1,7 +1,7 @@
 """Divergence through the whole application: what is said, what is left behind, and that all ranks agree."""
 
 import json
-from math import inf, isfinite
+from math import inf, isfinite, nan
 
 import pytest
 import torch
@@ -50,6 +50,16 @@ def test_steps_may_be_skipped(command, tmp_path, monkeypatch):
     metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
     assert metrics["divergence/skipped_steps"] == 1
     assert isfinite(float(metrics["test/loss"]))
+
+
+def test_an_evaluation_that_is_not_finite_is_warned_of_once(command, capsys, monkeypatch):
+    plain_loss = Classifier.task_loss
+    stages = {"train": 1.0, "val": inf, "test": nan}
+    monkeypatch.setattr(Classifier, "task_loss", lambda *given: plain_loss(*given) * stages[given[2]])
+    assert command(*QUICK, "trainer=cpu", "hydra.run.dir=run") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("val/loss is inf, though training was finite so far") == 1
+    assert printed.count("test/loss is nan, though training was finite so far") == 1
 
 
 def diverging(settings, culprit):
