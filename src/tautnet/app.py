@@ -86,6 +86,8 @@ def _checked(config: DictConfig) -> dict[str, Any]:
     run_dir = Path(settings["run_dir"])
     if (run_dir / RESULT).exists():
         raise ConfigError(f"{run_dir}: holds a run already; name another directory by hydra.run.dir or hydra.sweep.dir")
+    if not (run_dir / SETTINGS).exists() and any((run_dir / "checkpoints").glob("*.ckpt")):
+        raise ConfigError(f"{run_dir}: holds checkpoints and no {SETTINGS}; name another directory by hydra.run.dir")
     if is_cut_off(run_dir):
         settings = going_on(settings, run_dir)
     settings["trainer"] = with_layout(settings["trainer"])

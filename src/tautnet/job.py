@@ -83,7 +83,8 @@ def _assemble(
     spec = settings | {"input_shape": list(data.input_shape), "num_outputs": data.num_outputs}
     for key, trained in trained_on.items():
         if trained != spec[key]:
-            raise ConfigError(f"ckpt={settings['ckpt']}: trained with {key} {trained}, the data has {spec[key]}")
+            path = (resumed and resumed["ckpt"]) or settings["ckpt"]
+            raise ConfigError(f"ckpt={path}: trained with {key} {trained}, the data has {spec[key]}")
     _check_data(settings, data)
     model = build({"_target_": settings["model"]["_target_"]}, "model", config=spec)
     if shards(settings["trainer"]):
@@ -97,7 +98,7 @@ def _assemble(
     callbacks.sort(key=lambda callback: isinstance(callback, Checkpoints))  # last: they hold the others' states
     if settings["compile"]:
         callbacks.insert(0, compiled(model))
-    state = RunState(in_place=resumed is not None)
+    state = RunState(in_place=bool(resumed and resumed["ckpt"]))  # else from ckpt, or anew
     callbacks = [state, *callbacks, settings_writer(settings, Path(settings["run_dir"], SETTINGS)), state.behind()]
     callbacks.append(Stopping(settings["run_dir"]))
     try:

@@ -21,6 +21,9 @@ _log = logging.getLogger(__name__)
 _BUILDING = ("model", "activation", "norm")
 _TRAINING = (*_BUILDING, "optimizer", "scheduler", "regularizer", "seed")
 _SPLIT = ("split_seed", "val_fraction", "test_fraction", "num_val")  # who validates and tests
+# What the position inside an epoch counts in.
+_POSITION = (("data", "batch_size"), ("data", "shuffle"))
+_POSITION += (("trainer", "limit_train_batches"), ("trainer", "accumulate_grad_batches"))
 _CARRIED_OVER = (*_TRAINING, "loss", "data", "trainer", "experiment", "debug")
 
 # What training depends on among the callbacks: that weights are averaged, and plain values that say how; the penalty
@@ -72,12 +75,18 @@ def going_on(settings: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     """
     from tautnet.checkpoints import newest_
 
+    if "fit" not in settings["run"] and any((run_dir / "checkpoints").glob("*.ckpt")):
+        why = f"{run_dir} holds training that was cut off; test its checkpoints in another directory"
+        raise ConfigError(f"run={settings['run']}: {why}")
     path = newest_(run_dir / "checkpoints") if "fit" in settings["run"] else None
     if path is None:
         _log.info("%s was cut off before its first checkpoint; it starts anew", run_dir)
         return settings | {"resumed": {"ckpt": None, "step": 0}}
     saved = _saved_settings(str(path))
     _check(settings, saved, str(path))
+    epochs, finished = settings["trainer"].get("max_epochs"), saved["finished_epochs"]
+    if isinstance(epochs, int) and epochs < finished + saved["inside_epoch"]:
+        raise ConfigError(f"trainer.max_epochs={epochs}: {path} has begun or finished more; {finished} are finished")
     _log.info("%s was cut off; it goes on after step %d, from %s", run_dir, saved["step"], path.name)
     return settings | {
         "resumed": {"ckpt": str(path), "step": saved["step"]},
@@ -91,6 +100,10 @@ def _check(settings: dict[str, Any], saved: dict[str, Any], path: str) -> None:
         difference = _difference(saved[key], settings[key], key)
         if difference is not None:
             raise ConfigError(f"{difference[0]}={difference[2]}: {path} was trained with {difference[1]}")
+    for group, name in _POSITION if "fit" in settings["run"] and saved["inside_epoch"] else ():
+        before, now = (each[group].get(name) for each in (saved, settings))
+        if before != now:
+            raise ConfigError(f"{group}.{name}={now}: {path} was written inside an epoch with {before}")
     for name in _SPLIT if "fit" in settings["run"] else ():
         before, now = (data.get(name) for data in (saved["data"], settings["data"]))
         if None not in (before, now) and before != now:
@@ -158,10 +171,11 @@ def _saved_settings(path: str) -> dict[str, Any]:
     try:
         checkpoint = read(Path(path))
         saved = checkpoint["hyper_parameters"]["config"]
-        saved = {key: saved[key] for key in (*_TRAINING, "data", "overrides", "input_shape", "num_outputs")}
+        saved = {key: saved[key] for key in (*_TRAINING, "data", "trainer", "overrides", "input_shape", "num_outputs")}
         saved["training"] = "optimizer_states" in checkpoint
         saved["step"] = int(checkpoint["global_step"])
         saved["finished_epochs"] = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+        saved["inside_epoch"] = bool(checkpoint.get("run_state", {}).get("inside_epoch"))
         if not all(isinstance(override, str) for override in saved["overrides"]) or not checkpoint["state_dict"]:
             raise TypeError("overrides or weights of another kind")
     except DamagedError as error:

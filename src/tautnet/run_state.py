@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
 from operator import methodcaller
@@ -52,7 +53,8 @@ class RunState(pl.Callback):
     ) -> None:
         """Put the state into a checkpoint; all ranks have to call it."""
         inside_epoch = _inside_epoch(trainer)
-        logged = {} if inside_epoch else trainer.logged_metrics
+        # Of this moment: logged_metrics has those of earlier epochs too.
+        logged = {} if inside_epoch else trainer._logger_connector.metrics["log"]
         checkpoint[_KEY] = {
             "ranks": gathered(_random_states(trainer) | {"metrics": _metric_states(pl_module)}),
             "measured": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
@@ -68,6 +70,12 @@ class RunState(pl.Callback):
         """Take the state out of a checkpoint; it is put in place when training starts."""
         if trainer.state.fn == "fit" and _KEY in checkpoint:
             self._saved = checkpoint[_KEY]
+            if self.in_place:  # else a run whose directory was renamed would forget its best score
+                for callback in trainer.checkpoint_callbacks:
+                    state = checkpoint["callbacks"].get(callback.state_key, {})
+                    if isinstance(callback, pl.callbacks.ModelCheckpoint) and "dirpath" in state:
+                        moved = _moved(state, state["dirpath"], str(callback.dirpath))
+                        checkpoint["callbacks"][callback.state_key] = moved
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count the time."""
@@ -140,6 +148,14 @@ class RunState(pl.Callback):
         torch.set_rng_state(own["torch"])
         if "device" in own and trainer.strategy.root_device.type == "cuda":
             torch.cuda.set_rng_state(own["device"], trainer.strategy.root_device)
+
+
+def _moved(value: Any, before: str, now: str) -> Any:
+    if isinstance(value, str):
+        return now + value[len(before) :] if value == before or value.startswith(f"{before}{os.sep}") else value
+    if isinstance(value, dict):
+        return {_moved(key, before, now): _moved(each, before, now) for key, each in value.items()}
+    return value
 
 
 def _inside_epoch(trainer: pl.Trainer) -> bool:

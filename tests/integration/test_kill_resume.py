@@ -182,6 +182,38 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(command, tmp_pat
     assert difference(expected["state_dict"], read(torn)["state_dict"]) is None
 
 
+def test_a_run_that_was_moved_goes_on_and_what_does_not_fit_is_named(tmp_path, command, capsys):
+    process = begun(tmp_path, "hydra.run.dir=run", "trainer.max_epochs=60")
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish(process, tmp_path).returncode == 143
+    moved = tmp_path / "moved"
+    (tmp_path / "run").rename(moved)
+    kept = read(moved / "checkpoints" / "last.ckpt")["run_state"]
+    for change, named in (
+        ("trainer.max_epochs=1", "trainer.max_epochs=1: "),
+        ("run=[test]", "run=['test']: "),
+        ("+trainer.max_steps=9", "trainer.max_steps=9: "),
+        ("data.batch_size=20", "data.batch_size=20: " if kept["inside_epoch"] else None),
+    ):
+        if named is not None:
+            assert command(f"resume={moved}", change) == 2
+            assert f"error: {named}" in capsys.readouterr().err
+    assert command(f"resume={moved}") == 0
+    states = read(moved / "checkpoints" / "last.ckpt")["callbacks"]
+    (best,) = (state for name, state in states.items() if name.startswith("ModelCheckpoint"))
+    assert best["dirpath"] == str(moved / "checkpoints")
+    assert best["best_model_path"].startswith(str(moved))
+
+
+def test_checkpoints_without_settings_are_left_alone(tmp_path, command, capsys):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt").write_text("mine")
+    assert command(*ENDLESS, f"hydra.run.dir={tmp_path / 'run'}") == 2
+    assert "holds checkpoints and no config.yaml" in capsys.readouterr().err
+    assert (folder / "last.ckpt").read_text() == "mine"
+
+
 def test_a_disk_that_fills_up_stops_the_run_and_leaves_its_checkpoints(command, tmp_path, capsys, monkeypatch):
     run, written = tmp_path / "run", []
 

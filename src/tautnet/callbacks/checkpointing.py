@@ -103,4 +103,7 @@ def completes_a_step(trainer: pl.Trainer, steps_before: int) -> bool:
     Only there a training can be continued: the sum of a step's gradients is in no checkpoint, and behind the last batch
     Lightning would pass over the validation.
     """
-    return trainer.global_step > steps_before and not trainer.is_last_batch
+    if trainer.global_step == steps_before or trainer.is_last_batch:
+        return False
+    loop = trainer.fit_loop
+    return not loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # a validation in the middle would be lost too

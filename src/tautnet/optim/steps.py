@@ -25,6 +25,8 @@ def check_steps(trainer: Mapping[str, Any], compiles: bool) -> None:
         ConfigError: a setting that has no effect, or that this machine cannot serve.
     """
     _check_gradients(trainer)
+    if trainer.get("max_steps", -1) != -1:  # Lightning counts an epoch twice when such a run goes on
+        raise ConfigError(f"trainer.max_steps={trainer['max_steps']}: name trainer.max_epochs and .limit_train_batches")
     accelerator, precision = trainer.get("accelerator"), trainer.get("precision")
     on_cpu = accelerator == "cpu" or (accelerator in (None, "auto") and not torch.accelerator.is_available())
     if on_cpu and str(precision) in ("16", "16-mixed"):  # Lightning would train in bfloat16 instead
