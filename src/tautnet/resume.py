@@ -22,8 +22,10 @@ _BUILDING = ("model", "activation", "norm")
 _TRAINING = (*_BUILDING, "optimizer", "scheduler", "regularizer", "seed")
 _SPLIT = ("split_seed", "val_fraction", "test_fraction", "num_val")  # who validates and tests
 # What the position inside an epoch counts in.
-_POSITION = (("data", "batch_size"), ("data", "shuffle"))
-_POSITION += (("trainer", "limit_train_batches"), ("trainer", "accumulate_grad_batches"))
+_POSITION = (
+    *(("data", "batch_size"), ("data", "shuffle")),
+    *(("trainer", "limit_train_batches"), ("trainer", "accumulate_grad_batches")),
+)
 _CARRIED_OVER = (*_TRAINING, "loss", "data", "trainer", "experiment", "debug")
 
 # What training depends on among the callbacks: that weights are averaged, and plain values that say how; the penalty

@@ -106,4 +106,5 @@ def completes_a_step(trainer: pl.Trainer, steps_before: int) -> bool:
     if trainer.global_step == steps_before or trainer.is_last_batch:
         return False
     loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
     return not loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # a validation in the middle would be lost too
