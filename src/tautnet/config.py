@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
+from textwrap import shorten
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -145,7 +146,7 @@ def _call(target: Callable[..., Any], key: str, entries: Mapping[str, Any], /, *
             raise ConfigError(f"{key}.{error}") from error
         told = "more memory than there is" if "allocate memory" in str(error) else str(error) or type(error).__name__
         given = ", ".join(f"{name}={v}" for name, v in entries.items() if isinstance(v, (int, float, str, list)))
-        raise ConfigError(f"{key}: {told}{f'; with {given}' if given else ''}") from error
+        raise ConfigError(f"{key}: {told}{f'; with {shorten(given, 300)}' if given else ''}") from error
 
 
 def _check_arguments(target: Callable[..., Any], key: str, entries: Mapping[str, Any], args: Sequence[Any]) -> None:
