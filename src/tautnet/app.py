@@ -68,7 +68,7 @@ def _start(settings: dict[str, Any]) -> float | None:
         return execute(settings)
     job_logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
     distributed.run_workers({"settings": settings, "job_logging": job_logging})
-    metrics = json.loads(Path(settings["run_dir"], "result.json").read_text())["metrics"]
+    metrics = json.loads(Path(settings["run_dir"], RESULT).read_text())["metrics"]
     objective = metrics.get(settings["objective"])
     return None if objective is None else float(objective)
 

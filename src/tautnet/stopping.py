@@ -129,16 +129,21 @@ class Stopping(pl.callbacks.Checkpoint):
         return self._signal, float(both[1])
 
     def _save_and_stop(self, trainer: pl.Trainer) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a helper of Lightning
-            if isinstance(callback, Checkpoints) and callback.saved_at < trainer.global_step:
+        for callback in self._checkpoints(trainer):
+            if callback.saved_at < trainer.global_step:
                 callback.save(trainer)
         self._stop(trainer)
+
+    @staticmethod
+    def _checkpoints(trainer: pl.Trainer) -> list[Checkpoints]:
+        return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)]
 
     def _stop(self, trainer: pl.Trainer) -> None:
         trainer.strategy.checkpoint_io.teardown()  # waits for what is being written
         if trainer.is_global_zero:
-            name = signal.Signals(self._signal).name
-            _log.warning("Stopped by %s after step %d; resume=%s goes on.", name, trainer.global_step, self.run_dir)
+            name, saves = signal.Signals(self._signal).name, any(self._checkpoints(trainer))
+            then = f"resume={self.run_dir} goes on" if saves else "nothing is saved without callbacks.last"
+            _log.warning("Stopped by %s after step %d; %s.", name, trainer.global_step, then)
             if self._signal == REQUEUE:
                 requeue()
         raise Stopped(128 + self._signal)

@@ -33,7 +33,7 @@ ALLOWED = {
     "lipschitz": {"functional", "factories", "backbones", "activations"},
     "regularizers": {"functional", "factories", "activations", "lipschitz", "normalizers"},
     "losses": {"lipschitz", "factories", "activations"},
-    "sweeps": {"command_line", "config", "layout", "logkeys"},
+    "sweeps": {"command_line", "config", "layout", "logkeys", "run_directory"},
     "slnn": {"activations", "backbones", "factories", "functional", "lipschitz", "normalizers"},
     "splines": {"functional", "activations", "factories"},
     "optim": {"factories", "config"},

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from tautnet.config import ConfigError
+from tautnet.run_directory import RESULT, SETTINGS
 
 try:
     import fcntl
@@ -46,7 +47,7 @@ class SweepFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        if any((path / name).exists() for name in ("config.yaml", "result.json")):
+        if any((path / name).exists() for name in (SETTINGS, RESULT)):
             raise ConfigError(f"hydra.sweep.dir={path}: holds a single run; name another directory for the sweep")
         self.path = path
         self._runs: dict[Path, Run] = {}
@@ -64,7 +65,7 @@ class SweepFolder:
         if run is not None:
             self._runs[directory] = run
             return
-        overrides = _overrides(_loaded(directory / "config.yaml"))
+        overrides = _overrides(_loaded(directory / SETTINGS))
         if overrides is not None:
             self._unfinished[directory] = overrides
 
@@ -96,7 +97,7 @@ class SweepFolder:
 
 def read_run(directory: Path) -> Run | None:
     """The finished run in a directory, or None."""
-    result = _loaded(directory / "result.json")
+    result = _loaded(directory / RESULT)
     overrides = _overrides(result)
     if overrides is None or not isinstance(result.get("metrics"), dict):
         return None
