@@ -6,14 +6,18 @@ Imports nothing heavy: ``--help`` answers at once, and a command can say what is
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
-from tautnet.cli import doctor
+from tautnet.cli import certify, compare, doctor, evaluate, export, plot, predict, report
+from tautnet.errors import ConfigError
 
-_COMMANDS = {"doctor": doctor}
+_COMMANDS = {
+    **{"evaluate": evaluate, "predict": predict, "certify": certify, "plot": plot},
+    **{"compare": compare, "report": report, "export": export, "doctor": doctor},
+}
 
 
 class _Parser(ArgumentParser):
@@ -24,7 +28,7 @@ class _Parser(ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status; 2 for what cannot be understood.
+    """Run a command and return its exit status; 2 for what cannot be understood or used.
 
     Args:
         arguments: of the command line, by default those of this process.
@@ -40,14 +44,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {given[0]}: no such command; {hint}Accepted: {', '.join(_COMMANDS)}\n")
         return 2
     parsed = parser.parse_args(given)
-    return _COMMANDS[parsed.command].run(parsed)
+    try:
+        return _COMMANDS[parsed.command].run(parsed)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
 
 
 def _parser() -> _Parser:
     parser = _Parser("tautnet", description="What there is beside training, which is python train.py.")
     commands = parser.add_subparsers(dest="command", metavar="<command>", required=True)
     for name, command in _COMMANDS.items():
-        own = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
+        example = f"example: {command.EXAMPLE}"
+        formatter = RawDescriptionHelpFormatter
+        own = commands.add_parser(
+            name, help=command.HELP, description=command.DESCRIPTION, epilog=example, formatter_class=formatter
+        )
         command.add_arguments(own)
     return parser
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ def _assemble(
     trained_on = settings.pop("trained_on", {})  # of the checkpoint; no setting of this run
     resumed = settings.pop("resumed", None)  # likewise
     spec = settings | {"input_shape": list(data.input_shape), "num_outputs": data.num_outputs}
+    spec["preparation"] = asdict(data.preparation)
     for key, trained in trained_on.items():
         if trained != spec[key]:
             path = (resumed and resumed["ckpt"]) or settings["ckpt"]

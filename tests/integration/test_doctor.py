@@ -18,6 +18,7 @@ from tautnet.cli.examine import machine, packages, places, self_test
 from tautnet.cli.examine.finding import NOTE, OK, PROBLEM, Finding
 from tautnet.kernels import dispatch, native
 
+COMMANDS = "evaluate, predict, certify, plot, compare, report, export, doctor"
 LAUNCHERS = [*machine._TORCHRUN, "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID"]
 
 
@@ -55,8 +56,8 @@ def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["doktor"], "error: doktor: no such command; did you mean doctor? Accepted: doctor\n"),
-        (["qqq"], "error: qqq: no such command; Accepted: doctor\n"),
+        (["doktor"], f"error: doktor: no such command; did you mean doctor? Accepted: {COMMANDS}\n"),
+        (["qqq"], f"error: qqq: no such command; Accepted: {COMMANDS}\n"),
         (["doctor", "--deep"], "error: unrecognized arguments: --deep; see tautnet --help\n"),
     ],
 )

@@ -17,6 +17,7 @@ from tautnet.config import build
 from tautnet.data.augment import Augmentation
 from tautnet.data.formats.images import ImageArrays
 from tautnet.data.image_parts import image_splits
+from tautnet.data.table import Table
 from tautnet.lipschitz.certify import Certifier
 from tautnet.models import Classifier
 
@@ -210,7 +211,7 @@ def test_scale_of_images_takes_differences_back_to_the_range_of_pixels():
     y = torch.arange(60) % 3
     splits, _ = image_splits(ImageArrays(x, y, x[:9], y[:9], None), Augmentation(), 0.2, 0)
     inputs, _ = splits.test.start_epoch(torch.arange(9), rng)(slice(0, 9))
-    raw = inputs.double() * splits.scale.view(3, 1, 1)
+    raw = inputs.double() * torch.tensor(splits.preparation.scale, dtype=torch.float64).view(3, 1, 1)
     torch.testing.assert_close(raw - raw[:1], (x[:9].double() - x[:1].double()) / 255, rtol=1e-4, atol=1e-6)
 
 
@@ -229,11 +230,11 @@ def test_data_as_it_is_has_the_unit_1(settings):
     assert build(settings("data=two_gaussians")["data"], "data").input_scale.tolist() == [1.0] * 10
 
 
-def test_the_constant_column_of_a_table_keeps_a_finite_unit():
-    from tautnet.data.split import table_splits
-
-    features = np.stack([np.arange(30.0), np.full(30, 7.0)], axis=1)
-    splits = table_splits(features, np.arange(30) % 2, "classification", 0.2, 0.2, 0)
-    assert splits.scale[1] == 1
-    assert splits.scale[0] > 1
-    assert nn.functional.mse_loss(splits.train.inputs[:, 1], torch.zeros(18)) == 0
+def test_the_constant_column_of_a_table_keeps_a_finite_unit(tmp_path):
+    rows = "\n".join(f"{i},7,{i % 2}" for i in range(30))
+    (tmp_path / "t.csv").write_text(f"a,b,y\n{rows}\n")
+    data = Table(str(tmp_path / "t.csv"), "y", batch_size=4)
+    assert data.input_scale[1] == 1
+    assert data.input_scale[0] > 1
+    assert data.preparation.scale[1] == 0
+    assert data.splits.train.inputs[:, 1].tolist() == [0.0] * len(data.splits.train)

@@ -16,6 +16,7 @@ DESCRIPTION = (
     "on made-up images. Exit status 0 if nothing is wrong, 1 for a PROBLEM; a note asks for nothing. Takes a few "
     "seconds, the first time longer: the kernels are compiled."
 )
+EXAMPLE = "tautnet doctor"
 
 Examination = Callable[[], Iterable[Finding]]
 _WITHOUT_TORCH: tuple[Examination, ...] = (

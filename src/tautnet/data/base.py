@@ -13,6 +13,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from tautnet.data.loader import AbstractSamples, TensorLoader
+from tautnet.data.preparation import Preparation
 from tautnet.factories import Task
 
 
@@ -24,13 +25,13 @@ class Splits:
         train: to train on.
         val: to validate on.
         test: to test on.
-        scale: see ``AbstractData.input_scale``; None where inputs are in raw units already.
+        preparation: see ``AbstractData.preparation``; None where a network gets the data as they are.
     """
 
     train: AbstractSamples
     val: AbstractSamples
     test: AbstractSamples
-    scale: Tensor | None = field(default=None, kw_only=True)
+    preparation: Preparation | None = field(default=None, kw_only=True)
 
 
 class AbstractData(pl.LightningDataModule, ABC):
@@ -58,13 +59,15 @@ class AbstractData(pl.LightningDataModule, ABC):
         """Classes, target values or image channels: the width of a network's output."""
 
     @property
-    def input_scale(self) -> Tensor:
-        """What a unit of the network's input is in raw units, float64 (C,), one for each of dimension 1 of a batch.
+    def preparation(self) -> Preparation:
+        """What was done to raw values; here nothing, data sets that standardise say by what."""
+        return Preparation.none(self.input_shape[0])
 
-        Certificates count in raw units: of images in the range of their values, 0 to 1, of tables in each column's own.
-        1 here, for data that the network gets as it is; data sets that standardise say by what.
-        """
-        return torch.ones(self.input_shape[0], dtype=torch.float64)
+    @property
+    def input_scale(self) -> Tensor:
+        """What a unit of the network's input is in raw units, float64 (C,), one for each of dimension 1 of a batch."""
+        scale = torch.tensor(self.preparation.scale, dtype=torch.float64)
+        return torch.where(scale > 0, scale, 1.0)
 
     def place(self) -> tuple[int, int]:
         """Number of this process, and of all processes that share the data; (0, 1) without a trainer."""
@@ -114,9 +117,9 @@ class AbstractTensorData(AbstractData):
         return self.splits.train.sample_shape
 
     @property
-    def input_scale(self) -> Tensor:
+    def preparation(self) -> Preparation:
         """As the splits say."""
-        return super().input_scale if self.splits.scale is None else self.splits.scale
+        return super().preparation if self.splits.preparation is None else self.splits.preparation
 
     def train_dataloader(self) -> TensorLoader:
         """Training batches, in an order of their own each epoch; a continued run goes on inside its epoch."""

@@ -7,6 +7,7 @@ import torch
 
 from tautnet.data.base import AbstractTensorData, Splits
 from tautnet.data.loader import TensorSamples
+from tautnet.data.preparation import Preparation
 from tautnet.data.split import check_fractions, three_parts
 
 
@@ -56,8 +57,9 @@ class Digits(AbstractTensorData):
         images, classes = load_digits(return_X_y=True)
         parts = three_parts(len(images), classes, self.val_fraction, self.test_fraction, self.split_seed)
         mean, deviation = images[parts[0]].mean(), images[parts[0]].std()
-        scale = torch.tensor([deviation / 16], dtype=torch.float64)  # pixels are counts from 0 to 16
-        return Splits(*(_as_samples((images[i] - mean) / deviation, classes[i]) for i in parts), scale=scale)
+        samples = (_as_samples((images[i] - mean) / deviation, classes[i]) for i in parts)
+        # Pixels are counts from 0 to 16.
+        return Splits(*samples, preparation=Preparation([mean / 16], [deviation / 16]))
 
 
 def _as_samples(x: np.ndarray, y: np.ndarray) -> TensorSamples:

@@ -66,5 +66,8 @@ class Embedded(AbstractTensorData):
         """Read, split, standardise."""
         from sklearn import datasets  # slow to import: bad arguments are answered before
 
-        features, target = getattr(datasets, f"load_{self.table}")(return_X_y=True)
-        return table_splits(features, target, self.task, self.val_fraction, self.test_fraction, self.split_seed)
+        bunch = getattr(datasets, f"load_{self.table}")()
+        classes = [str(name) for name in bunch.target_names] if self.task == "classification" else None
+        columns = [str(name) for name in bunch.feature_names]
+        fractions = (self.val_fraction, self.test_fraction)
+        return table_splits(bunch.data, bunch.target, self.task, *fractions, self.split_seed, columns, classes)

@@ -75,5 +75,5 @@ def image_splits(
         ImageSamples.padded(train_x, images.train_y[train], num_classes, colours, augmentation),
         ImageSamples(images.train_x[val], images.train_y[val], num_classes, colours, plain),
         ImageSamples(images.test_x, images.test_y, num_classes, colours, plain),
-        scale=colours.deviation / 255,
+        preparation=colours.preparation(images.classes),
     ), num_classes

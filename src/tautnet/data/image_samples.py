@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from tautnet.data.augment import Augmentation, Draws, cut_out, draw, mirror, mix, soft_targets, windows
 from tautnet.data.loader import AbstractSamples, Batch, Fetch
+from tautnet.data.preparation import Preparation
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Colours:
         mean = counts_C256 @ value / total
         variance = (counts_C256 @ value.square() / total - mean.square()).clamp(min=0)
         return Colours(mean, torch.where(variance > 0, variance.sqrt(), 1.0))
+
+    def preparation(self, classes: Sequence[str] | None) -> Preparation:
+        """What ``standardise`` does, for pixel values from 0 to 1."""
+        return Preparation.of_pixels(self.mean, self.deviation, 255, classes)
 
     def to(self, device: torch.device) -> Colours:
         """Copy to a device."""

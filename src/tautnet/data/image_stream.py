@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from tautnet.data import hub_access
 from tautnet.data.augment import Augmentation
 from tautnet.data.base import AbstractData, check_seed
 from tautnet.data.image_parts import check_image_size
 from tautnet.data.image_samples import Colours
+from tautnet.data.preparation import Preparation
 from tautnet.data.stream import StreamLoader, StreamPosition, StreamSettings
 from tautnet.factories import DataError
 
@@ -138,9 +138,9 @@ class ImageStream(AbstractData):
         return (len(self.settings.colours.mean), self.settings.image_size, self.settings.image_size)
 
     @property
-    def input_scale(self) -> Tensor:
-        """The colours' deviations, in units of the range of pixel values."""
-        return self.settings.colours.deviation / 255
+    def preparation(self) -> Preparation:
+        """Standardised by the colours of the first images."""
+        return self.settings.colours.preparation(classes=None)
 
     def train_dataloader(self) -> StreamLoader:
         """Batches of this process's shards; all processes have the same number of batches."""

@@ -11,7 +11,7 @@ from tautnet.data.augment import Augmentation
 from tautnet.data.base import AbstractTensorData, Splits
 from tautnet.data.cache import fingerprint
 from tautnet.data.formats.cifar import read_cifar10, read_cifar100
-from tautnet.data.formats.folder import folder_images, read_folder
+from tautnet.data.formats.folder import folder_classes, folder_images, read_folder
 from tautnet.data.formats.idx import read_mnist
 from tautnet.data.formats.images import ImageArrays
 from tautnet.data.formats.npz import read_npz
@@ -96,6 +96,8 @@ class Images(AbstractTensorData):
     def load(self) -> Splits:
         """Read or map, split, find the mean colour."""
         images = self._read()
+        if self.format == "folder" and self.root is not None:  # names are not in the cache
+            images = images._replace(classes=folder_classes(self.root))
         splits, self._num_classes = image_splits(images, self.augmentation, self.val_fraction, self.split_seed)
         return splits
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from tautnet.data.base import Splits
 from tautnet.data.loader import TensorSamples
+from tautnet.data.preparation import Preparation
 from tautnet.factories import Task
 
 Indices = np.ndarray  # (n,) int64
@@ -59,7 +61,14 @@ def drawn_splits(num_points: int, seed: int, draw: Callable[[int, torch.Generato
 
 
 def table_splits(
-    features: Array, target: Array, task: Task, val_fraction: float, test_fraction: float, seed: int
+    features: Array,
+    target: Array,
+    task: Task,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    columns: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Splits:
     """Split a table and standardise it by its training part: features, and the targets of a regression.
 
@@ -72,21 +81,28 @@ def table_splits(
         val_fraction: share of all samples.
         test_fraction: share of all samples.
         seed: of the split.
+        columns: names of the features, if they have some.
+        classes: names of the classes; None: their numbers, or a regression.
 
     Raises:
         ValueError: a class with too few samples to be divided.
     """
-    classes = target if task == "classification" else None
-    parts = three_parts(len(features), classes, val_fraction, test_fraction, seed)
+    strata = target if task == "classification" else None
+    parts = three_parts(len(features), strata, val_fraction, test_fraction, seed)
     x = standardised(features, parts[0])
-    y = target if task == "classification" else standardised(target[:, None], parts[0])
-    dtype = np.int64 if task == "classification" else np.float32
+    mean, deviation, constant = _statistics(features, parts[0])
+    preparation = Preparation(mean.tolist(), np.where(constant, 0.0, deviation).tolist(), columns, classes)
+    y, dtype = target, np.dtype(np.int64)
+    if task == "regression":
+        y, dtype = standardised(target[:, None], parts[0]), np.dtype(np.float32)
+        (offset,), (scale,), (constant,) = _statistics(target[:, None], parts[0])
+        preparation = replace(preparation, target_offset=float(offset), target_scale=0.0 if constant else float(scale))
     return Splits(
         *(
             TensorSamples(torch.from_numpy(x[i].astype(np.float32)), torch.from_numpy(y[i].astype(dtype)))
             for i in parts
         ),
-        scale=torch.from_numpy(_statistics(features, parts[0])[1].astype(np.float64)),
+        preparation=preparation,
     )
 
 

@@ -73,9 +73,14 @@ class Table(AbstractTensorData):
     def load(self) -> Splits:
         """Read, number the classes, split, standardise."""
         table = self._read()
-        target = self._classes(table.target) if self._task == "classification" else self._numbers(table.target)
-        self._num_outputs = int(target.max()) + 1 if self._task == "classification" else 1
-        return table_splits(table.features, target, self._task, self.val_fraction, self.test_fraction, self.split_seed)
+        classes = None
+        if self._task == "classification":
+            target, classes = self._classes(table.target)
+        else:
+            target = self._numbers(table.target)
+        self._num_outputs = len(classes) if classes else 1
+        fractions = (self.val_fraction, self.test_fraction)
+        return table_splits(table.features, target, self._task, *fractions, self.split_seed, table.names, classes)
 
     def _read(self) -> RawTable:
         path = Path(self.path).expanduser()
@@ -87,7 +92,8 @@ class Table(AbstractTensorData):
         except hub_access.HubError as error:
             raise ValueError(f"path={self.path}: no such file, and as a set of the hub: {error}") from error
 
-    def _classes(self, target: Array) -> Array:
+    def _classes(self, target: Array) -> tuple[Array, list[str]]:
+        """Number and name of each class."""
         values, classes, counts = np.unique(target, return_inverse=True, return_counts=True)
         if len(values) < 2:
             raise ValueError(f"target={self.target}: one value only ({values[0]}); a classification needs two classes")
@@ -100,7 +106,8 @@ class Table(AbstractTensorData):
             raise ValueError(
                 f"target={self.target}: {values[counts.argmin()]} in {counts.min()} rows only; 3 are needed, one a part"
             )
-        return classes.astype(np.int64)
+        names = [value if isinstance(value, str) else f"{value:g}" for value in values]
+        return classes.astype(np.int64), names
 
     def _numbers(self, target: Array) -> Array:
         if target.dtype == object:

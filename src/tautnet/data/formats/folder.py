@@ -52,6 +52,15 @@ def folder_images(root: Path) -> list[Path]:
     return [path for part in _part_folders(root) for name in _classes(part) for path in _images(part / name)]
 
 
+def folder_classes(root: Path) -> tuple[str, ...]:
+    """Names of the classes in the order of their labels.
+
+    Raises:
+        ValueError: a folder is missing or has no classes.
+    """
+    return _classes(_part_folders(root)[0])
+
+
 def _part_folders(root: Path) -> tuple[Path, Path]:
     """Of training and test part."""
     train = root / "train"
