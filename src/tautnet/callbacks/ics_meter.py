@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tautnet import logkeys
+from tautnet.callbacks.figure_times import last_due
 from tautnet.callbacks.layer_history import LayerHistory
 from tautnet.callbacks.layer_outputs import Positions, layer_outputs, watched_paths
 from tautnet.functional.earth_mover import (
@@ -64,7 +65,7 @@ class IcsMeter(pl.Callback):
             integers are paths too; None: the output normalizers, or without any the dense and convolutional layers but
             the last.
         exclude: patterns of layers that are left out.
-        figure_every_n_epochs: epochs between two figures in TensorBoard, at least 1.
+        figure_every_n_epochs: epochs between two figures in TensorBoard, at least 1, doubled again and again after 20.
         folder: where the last figure goes, made when needed; None for nowhere.
 
     Raises:
@@ -198,7 +199,8 @@ class IcsMeter(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw every n-th epoch."""
-        if (trainer.current_epoch + 1) % self.figure_every_n_epochs == 0:
+        epochs = trainer.current_epoch + 1
+        if last_due(epochs, self.figure_every_n_epochs) == epochs:
             self._draw(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

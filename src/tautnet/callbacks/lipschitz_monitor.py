@@ -16,6 +16,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from tautnet import logkeys
+from tautnet.callbacks.figure_times import last_due
 from tautnet.lipschitz import LayerBound, LipschitzReport, lipschitz_bound, lipschitz_lower, paper_bound
 from tautnet.lipschitz.lower import NUM_PAIRS, ascend, start_pairs
 from tautnet.lipschitz.product import log_of, to_float
@@ -45,7 +46,7 @@ class LipschitzMonitor(pl.Callback):
         p: exponent of the vector norm, 1, 2 or inf.
         num_steps: of gradient ascent at each look, 0 to 10000; 0: the samples alone, all of them.
         warn_factor: growth of the bound since the first look that is warned of, above 1.
-        figure_every_n_epochs: epochs between two figures and tables of the layers in TensorBoard, at least 1.
+        figure_every_n_epochs: between two figures and tables in TensorBoard, at least 1; doubles after 20, see last_due.
         folder: where the last figure and table go, made when needed; None for nowhere.
 
     Raises:
@@ -112,7 +113,7 @@ class LipschitzMonitor(pl.Callback):
             report = self._look(pl_module)
             if training:
                 self._watch(report, epochs)
-                if epochs - self._drawn_after >= self.figure_every_n_epochs:
+                if last_due(epochs, self.figure_every_n_epochs) > self._drawn_after:
                     self._draw(trainer)
         self._samples, self._num_kept = [], 0
 

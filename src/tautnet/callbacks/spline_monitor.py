@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tautnet import logkeys
 from tautnet.activations import AbstractActivation, LinearSpline
+from tautnet.callbacks.figure_times import last_due
 from tautnet.models.base import AbstractModel
 from tautnet.models.ranks import gathered, log_alike
 from tautnet.splines.plot import plot_activation
@@ -33,7 +34,7 @@ class SplineMonitor(pl.Callback):
     validation. They go to TensorBoard, and as PNG files to ``folder`` at the end of training.
 
     Args:
-        figure_every_n_epochs: epochs between two sets of figures, at least 1.
+        figure_every_n_epochs: epochs between two sets of figures, at least 1, doubled again and again after 20.
         folder: where the PNG files go, made when needed; None for nowhere.
 
     Raises:
@@ -101,7 +102,8 @@ class SplineMonitor(pl.Callback):
         self._join()
         self._log_counts(pl_module)
         self._log_outside(pl_module)
-        if trainer.state.fn == TrainerFn.FITTING and (trainer.current_epoch + 1) % self.figure_every_n_epochs == 0:
+        epochs = trainer.current_epoch + 1
+        if trainer.state.fn == TrainerFn.FITTING and last_due(epochs, self.figure_every_n_epochs) == epochs:
             self._draw(trainer, pl_module)
 
     def _join(self) -> None:
@@ -122,7 +124,8 @@ class SplineMonitor(pl.Callback):
         """Draw the final activations, into ``folder`` too; averaged weights are in place by now."""
         if not self._visited:
             return
-        if trainer.current_epoch % self.figure_every_n_epochs != 0:  # otherwise the last epoch drew them
+        epochs = trainer.current_epoch
+        if last_due(epochs, self.figure_every_n_epochs) != epochs:  # otherwise the last epoch drew them
             self._draw(trainer, pl_module)
         if self.folder is None or not trainer.is_global_zero:
             return

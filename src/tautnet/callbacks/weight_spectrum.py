@@ -15,6 +15,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from tautnet import logkeys
+from tautnet.callbacks.figure_times import last_due
 from tautnet.lipschitz.structure import eval_mode
 from tautnet.models.base import AbstractModel
 from tautnet.models.ranks import log_alike
@@ -33,7 +34,7 @@ class WeightSpectrum(pl.Callback):
     Args:
         include: shell patterns of the layers' paths in the network; ``last`` is the last layer.
         exclude: patterns of layers that are left out.
-        figure_every_n_epochs: epochs between two figures, at least 1.
+        figure_every_n_epochs: epochs between two figures, at least 1, doubled again and again after 20 figures.
         folder: where the last figure goes, made when needed; None for nowhere.
 
     Raises:
@@ -68,7 +69,8 @@ class WeightSpectrum(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log; draw every n-th epoch."""
         self._log(pl_module)
-        if trainer.state.fn == TrainerFn.FITTING and (trainer.current_epoch + 1) % self.figure_every_n_epochs == 0:
+        epochs = trainer.current_epoch + 1
+        if trainer.state.fn == TrainerFn.FITTING and last_due(epochs, self.figure_every_n_epochs) == epochs:
             self._draw(trainer)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -77,7 +79,8 @@ class WeightSpectrum(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the final spectra, into ``folder`` too."""
-        if trainer.current_epoch % self.figure_every_n_epochs != 0:  # otherwise the last epoch drew them
+        epochs = trainer.current_epoch
+        if last_due(epochs, self.figure_every_n_epochs) != epochs:  # otherwise the last epoch drew them
             self._draw(trainer)
         if self.folder is not None and trainer.is_global_zero:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
