@@ -99,17 +99,19 @@ def ended(status: int | None, error: str, out: str, folder: Path, seconds: float
 
 
 def fault(ended: Ended, named: tuple[str, ...] = ()) -> str | None:
-    """What is wrong with how a job has ended; None if it ran, or was refused in one line that holds ``named``."""
+    """What is wrong with how a job has ended; None if it ran, diverged, or was refused in a line with ``named``."""
     last = ended.error[-1] if ended.error else ""
     if ended.status is None:
         return f"still running after {SECONDS} s of a core"
+    if last.startswith(("error: training diverged", "error: trainer.detect_anomaly=True")) and ended.status == 1:
+        return None
     if "Traceback" in "".join(ended.error) + ended.out:
         return f"traceback: {last}"
     if ended.status == 0:
         if "run/result.json" not in ended.left:
             return "no result.json"
         lost = [name for name, value in ended.metrics.items() if "loss" in name and not isfinite(float(value))]
-        told = re.search("finite|nan|diverg", " ".join(ended.error).lower())
+        told = re.search("finite|nan|diverg", (" ".join(ended.error) + ended.out).lower())
         return f"not finite, and nothing says so: {', '.join(lost)}" if lost and not told else None
     refusals = [line for line in ended.error if line.startswith("error: ")]
     if ended.status != 2 or len(refusals) != 1 or refusals[0] != last:

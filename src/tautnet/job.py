@@ -17,6 +17,7 @@ import torch.distributed as dist
 from tautnet import logkeys
 from tautnet.config import ConfigError, build, key_of, locate
 from tautnet.factories import DataError
+from tautnet.known_messages import silence_known_messages
 from tautnet.layout import launched, num_ranks, shards
 from tautnet.run_directory import SETTINGS
 
@@ -73,7 +74,7 @@ def _assemble(
     from tautnet.run_state import RunState
     from tautnet.stopping import Stopping
 
-    _silence_known_messages()
+    silence_known_messages()
     if "fit" not in settings["run"]:
         for message in ("callbacks used to create the checkpoint", "outside the 'fit' stage"):  # they watch training
             warnings.filterwarnings("ignore", message=f".*{message}.*")
@@ -210,6 +211,12 @@ def _refusals() -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+    except RuntimeError as error:
+        if "returned nan values" not in str(error):
+            raise
+        from tautnet.distributed import WorkerError
+
+        raise WorkerError(f"trainer.detect_anomaly=True: {error}") from error  # torch has shown where
     except DataError as error:
         raise ConfigError(f"data: {str(error).splitlines()[-1].partition('DataError: ')[2] or error}") from error
 
@@ -237,14 +244,3 @@ def _objective(settings: dict[str, Any], metrics: Mapping[str, float]) -> float 
 
 def _numbers(trainer: pl.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-
-def _silence_known_messages() -> None:
-    """Messages of libraries that a user can do nothing about."""
-    warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)  # Lightning with torch >= 2.9
-    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")  # the data is in memory
-    warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")  # everything is logged by epoch
-    warnings.filterwarnings("ignore", message=r".*dirpath has changed.*")  # a continued run has its own directory
-    warnings.filterwarnings("ignore", message=r".*exists and is not empty.*")  # and one that goes on has its files
-    warnings.filterwarnings("ignore", message=r".*`broadcast_buffers` is deprecated.*")  # torch 2.11 has nothing else
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # "GPU available: …", tips, restored paths

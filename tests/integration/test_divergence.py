@@ -15,10 +15,11 @@ from tautnet.config import plain
 from tautnet.job import execute
 from tautnet.models import Classifier
 
-QUICK = (
+PLAIN = (
     *("model=mlp", "model.net.widths=[8]", "activation=relu", "logger=none", "trainer.enable_progress_bar=false"),
-    *("callbacks.lipschitz.num_samples=4", "callbacks.lipschitz.num_steps=1", "trainer.max_epochs=2"),
+    "trainer.max_epochs=2",
 )
+QUICK = (*PLAIN, "callbacks.lipschitz.num_samples=4", "callbacks.lipschitz.num_steps=1")
 
 
 def test_a_huge_learning_rate_ends_in_one_line_and_a_post_mortem(command, capfd, tmp_path):
@@ -56,10 +57,23 @@ def test_an_evaluation_that_is_not_finite_is_warned_of_once(command, capsys, mon
     plain_loss = Classifier.task_loss
     stages = {"train": 1.0, "val": inf, "test": nan}
     monkeypatch.setattr(Classifier, "task_loss", lambda *given: plain_loss(*given) * stages[given[2]])
-    assert command(*QUICK, "trainer=cpu", "hydra.run.dir=run") == 0
+    assert command(*PLAIN, "trainer=cpu", "callbacks=none", "hydra.run.dir=run") == 0
     printed = capsys.readouterr().out
-    assert printed.count("val/loss is inf, though training was finite so far") == 1
-    assert printed.count("test/loss is nan, though training was finite so far") == 1
+    assert printed.count("val/loss is inf: evaluation uses") == 1
+    assert printed.count("test/loss is nan: evaluation uses") == 1
+
+
+def test_a_gradient_that_anomaly_detection_finds_is_told_in_a_line(command, capsys, monkeypatch):
+    plain_loss = Classifier.task_loss
+
+    def task_loss(model, batch, stage):
+        loss = plain_loss(model, batch, stage)
+        return loss + (0 * loss).sqrt() * 0  # finite, with a gradient 0 * inf
+
+    monkeypatch.setattr(Classifier, "task_loss", task_loss)
+    with pytest.warns(UserWarning, match="Error detected in SqrtBackward0"):
+        assert command(*QUICK, "trainer=cpu", "trainer.detect_anomaly=true", "hydra.run.dir=run") == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: trainer.detect_anomaly=True: Function 'SqrtBa")
 
 
 def diverging(settings, culprit):

@@ -100,9 +100,10 @@ ALLOWED = {
     "app_callbacks": set(),
     "distributed": {"config", "layout"},
     "job": {
-        *("app_callbacks", "callbacks", "checkpoint_io", "config", "factories", "layout", "logkeys", "models"),
-        *("results", "run_directory", "run_state", "stopping"),
+        *("app_callbacks", "callbacks", "checkpoint_io", "config", "distributed", "factories", "known_messages"),
+        *("layout", "logkeys", "models", "results", "run_directory", "run_state", "stopping"),
     },
+    "known_messages": set(),
     "layout": {"config"},
     "worker": {"targets", "config", "distributed", "job"},
     "results": {"logkeys"},

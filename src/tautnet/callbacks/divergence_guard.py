@@ -46,8 +46,7 @@ class DivergenceGuard(pl.Callback):
     its epoch that are logged are not finite either. With ``precision=16-mixed`` a gradient that overflows for the
     loss's scale is no divergence: the scaler skips such a step and lowers the scale; at scale 1 the guard acts.
 
-    Parameters are looked at before each validation and at the end of each epoch. A validation or a test whose loss is
-    not finite is warned of.
+    Parameters are looked at before each validation and at the end of each epoch.
 
     It stands before callbacks that take gradients away.
 
@@ -64,7 +63,6 @@ class DivergenceGuard(pl.Callback):
             raise ValueError(f"skip_steps={skip_steps}: at least 0")
         self.skip_steps, self.folder = skip_steps, folder
         self._num_skipped = self._in_a_row = 0
-        self._warned: set[str] = set()  # stages
         self._batches: list[StartedBatch] = []  # of one optimizer step
         self._losses: list[Tensor] = []  # of these
         self._buffers: KeptBuffers | None = None
@@ -179,21 +177,6 @@ class DivergenceGuard(pl.Callback):
         """
         if trainer.state.fn == TrainerFn.FITTING:
             self._look_at_parameters(trainer, pl_module)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Warn of a loss that is not finite."""
-        self._look_at_loss(trainer, "val")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Warn of a loss that is not finite."""
-        self._look_at_loss(trainer, "test")
-
-    def _look_at_loss(self, trainer: pl.Trainer, stage: str) -> None:
-        loss = float(trainer.callback_metrics.get(logkeys.loss(stage), 0.0))
-        if not isfinite(loss) and stage not in self._warned:
-            self._warned.add(stage)
-            why = "evaluation has running statistics, and inputs that training has not"
-            _log.warning("%s is %s, though training was finite so far: %s", logkeys.loss(stage), loss, why)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the parameters; log the number of skipped steps.

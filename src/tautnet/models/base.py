@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from math import inf
+from math import inf, isfinite
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -26,6 +27,8 @@ from tautnet.optim.joint import JointOptimizer, current_rates
 from tautnet.optim.roles import parameters_by_role
 from tautnet.optim.settings import make_optimizer, role_settings
 from tautnet.regularizers.base import AbstractRegularizer
+
+_log = logging.getLogger(__name__)
 
 
 class AbstractModel(pl.LightningModule, ABC):
@@ -74,6 +77,7 @@ class AbstractModel(pl.LightningModule, ABC):
         terms = [logkeys.loss("train"), *map(logkeys.loss_term, (logkeys.TASK, *self.regularizers))]
         self.mean_terms = nn.ModuleDict({name.replace(".", "_"): SampleMean() for name in terms})
         self._total_steps = inf
+        self._warned: set[str] = set()  # stages
         self._projected = [module for module in self.modules() if isinstance(module, Projected)]
 
     @abstractmethod
@@ -186,6 +190,21 @@ class AbstractModel(pl.LightningModule, ABC):
         assert isinstance(mean, SampleMean)
         mean.update(self.task_loss(batch, stage), size)
         self.log(logkeys.loss(stage), mean, on_step=False, on_epoch=True, batch_size=size)
+
+    def on_validation_end(self) -> None:
+        """Warn of a loss that is not finite."""
+        self._look_at_loss("val")
+
+    def on_test_end(self) -> None:
+        """Warn of a loss that is not finite."""
+        self._look_at_loss("test")
+
+    def _look_at_loss(self, stage: str) -> None:
+        loss = float(self.trainer.callback_metrics.get(logkeys.loss(stage), 0.0))
+        if not isfinite(loss) and stage not in self._warned:
+            self._warned.add(stage)
+            why = "evaluation uses running statistics, and sees inputs that training does not"
+            _log.warning("%s is %s: %s", logkeys.loss(stage), loss, why)
 
     def on_fit_start(self) -> None:
         """On several ranks, what is drawn in a forward differs between them from here on."""
