@@ -15,7 +15,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests: more th
 import torch  # reads the number of threads when it is imported
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
 
 from tautnet.command_line import register_schema
@@ -77,13 +76,6 @@ def settings(tmp_path: Path) -> Iterator[Callable[..., dict]]:
 def command_that_draws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Run train.py as a script in this process and return its exit status."""
     monkeypatch.chdir(tmp_path)
-    mode_of = Hydra.get_mode
-
-    def mode(hydra: Hydra, config_name: str, overrides: list[str]) -> object:
-        """Without composing everything once more to find hydra.mode, which no file in conf/ sets: -m decides."""
-        return mode_of(hydra, config_name, overrides) if "hydra.mode" in " ".join(overrides) else None
-
-    monkeypatch.setattr(Hydra, "get_mode", mode)
 
     def run(*arguments: str) -> int:
         monkeypatch.setitem(os.environ, "HYDRA_FULL_ERROR", "0")  # train.py sets it

@@ -14,10 +14,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+# As in conftest.py: what reads conf/ is made from this class, and its grammar in C saves a tenth of a short job.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 TRAIN = Path(__file__).parents[1] / "train.py"
 
 forking = multiprocessing.get_context("forkserver")
-PRELOADED = ["tautnet.job", "tautnet.callbacks", "tautnet.data", "tautnet.results", "sklearn.model_selection"]
+PRELOADED = ["forked", "warm", "hydra_plugins.tautnet_sweeps", "sklearn.datasets", "sklearn.model_selection"]
 forking.set_forkserver_preload(PRELOADED)  # there is one server for all that a process of the tests forks
 
 
@@ -39,7 +44,13 @@ def train(*arguments: str) -> None:
 def start(function: Callable[..., Any], *arguments: Any, folder: Path, **environment: str) -> BaseProcess:
     """Begin a function of a module in its own process, whose output goes into the files out and err of a folder."""
     process = forking.Process(target=_run, args=(function, arguments, os.environ | environment, folder))
-    process.start()
+    found = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), found)))
+    try:  # the first start starts the server, which finds modules by this variable alone
+        process.start()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        os.environ |= {"PYTHONPATH": found} if found else {}
     return process
 
 

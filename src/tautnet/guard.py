@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, final
 
 from hydra._internal import hydra as hydra_application
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,6 +37,7 @@ _LOGGING = {  # what logging.config would call or import
     "stream": ("ext://sys.stdout", "ext://sys.stderr"),
     "filename": ("${hydra.runtime.output_dir}/${hydra.job.name}.log", "hydra-${hydra.job.name}.log"),
 }
+_RUN = "hydra.mode=RUN"  # which Hydra adds to the overrides of a single run
 _SCRIPT = ("setup", "python", "additional_parameters", "srun_args")  # what a launcher puts into a shell script
 # ${now:…}, ${hydra:…} or ${another.key}: the other resolvers read the environment or make settings out of text.
 _INTERPOLATION = re.compile(r"\$\{(?!\s*((now|hydra):|[\w./@\[\]-]+\s*\}))")
@@ -48,6 +52,10 @@ def install() -> None:
 class CheckedLoader(ConfigLoaderImpl):
     """Hydra's loader, which composes for a run, a sweep, each of its jobs, and for what is only printed."""
 
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self._composed: tuple[list[str], DictConfig] | None = None  # for hydra.mode; the run takes it
+
     def load_configuration(
         self,
         config_name: str | None,
@@ -61,8 +69,24 @@ class CheckedLoader(ConfigLoaderImpl):
         Raises:
             ConfigError: what the command line alone may say.
         """
+        if not validate_sweep_overrides:  # before a run Hydra composes all once for hydra.mode alone: half of the time
+            with suppress(Exception):  # what is wrong is told when it composes for the run, or it is a sweep's
+                config = self._checked(config_name, overrides, RunMode.RUN, from_shell, False)
+                self._composed = ([*overrides, _RUN], config)
+                return config
+        elif self._composed is not None and self._composed[0] == overrides:
+            _, config = self._composed
+            self._composed = None
+            parsed = OverridesParser.create().parse_overrides(overrides)
+            self.validate_sweep_overrides_legal(parsed, run_mode, from_shell)
+            config.hydra.mode = RunMode.RUN
+            config.hydra.overrides.hydra.append(_RUN)
+            return config
+        return self._checked(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+
+    def _checked(self, config_name: str | None, overrides: list[str], *how: Any) -> DictConfig:
         self._check_search_path(config_name)
-        config = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        config = super().load_configuration(config_name, overrides, *how)
         check(config, overrides)
         return config
 

@@ -5,12 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import CONF
 from hydra import compose, initialize_config_dir
 from hydra._internal import hydra as hydra_application
+from hydra._internal.utils import create_config_search_path
+from hydra.errors import ConfigCompositionException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from tautnet import guard
+from tautnet.command_line import register_schema
 from tautnet.errors import ConfigError
+from tautnet.guard import CheckedLoader
 from tautnet.origin import named_prefixes
 
 PRIMARY = """
@@ -184,3 +190,26 @@ def test_conf_passes_as_it_is():
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         texts = [value for _, value in guard.leaves(content, "") if isinstance(value, str)]
         assert not [text for text in texts if guard._INTERPOLATION.search(text)]
+
+
+@pytest.mark.parametrize("overrides", [[], ["data=iris", "model=mlp", "seed=3"], ["hydra.run.dir=elsewhere"]])
+def test_a_run_takes_what_was_composed_for_its_mode(overrides):
+    def loader() -> CheckedLoader:
+        return CheckedLoader(create_config_search_path(str(CONF)))
+
+    register_schema()
+    reused, as_run = loader(), [*overrides, "hydra.mode=RUN"]
+    first = reused.load_configuration("train", overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+    second = reused.load_configuration("train", as_run, RunMode.RUN)
+    anew = loader().load_configuration("train", as_run, RunMode.RUN)
+    assert second is first
+    assert OmegaConf.to_container(second) == OmegaConf.to_container(anew)
+    assert reused.load_configuration("train", as_run, RunMode.RUN) is not first
+
+
+def test_a_sweep_without_m_is_refused_though_its_mode_was_composed():
+    loader = CheckedLoader(create_config_search_path(str(CONF)))
+    register_schema()
+    loader.load_configuration("train", ["seed=1,2"], RunMode.MULTIRUN, validate_sweep_overrides=False)
+    with pytest.raises(ConfigCompositionException, match="--multirun"):
+        loader.load_configuration("train", ["seed=1,2", "hydra.mode=RUN"], RunMode.RUN)
