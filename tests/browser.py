@@ -19,6 +19,12 @@ _QUIET = (
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-extensions"),
 )
+_READ = """element => {
+  const read = node => node.nodeType === Node.TEXT_NODE ? node.textContent
+    : node.nodeType === Node.ELEMENT_NODE && (!node.checkVisibility() || /^(SCRIPT|STYLE)$/.test(node.tagName)) ? ""
+    : [...(node.shadowRoot ? [node.shadowRoot] : []), ...node.childNodes].map(read).join(" ");
+  return read(element);
+}"""
 
 
 @dataclass
@@ -29,9 +35,9 @@ class Visit:
     errors: list[str] = field(default_factory=list)  # of the console, and exceptions that nothing caught
     requests: list[str] = field(default_factory=list)  # addresses
 
-    def text(self) -> str:
-        """What can be read on the page now, shadow trees included as far as the browser shows them."""
-        return self.page.locator("body").inner_text()
+    def text(self, selector: str = "body") -> str:
+        """What can be read now in the first such element, in shadow trees too; white space is one blank."""
+        return " ".join(self.page.locator(selector).first.evaluate(_READ).split())
 
     def elsewhere(self, home: str = "file://") -> list[str]:
         """Requests to any other place than ``home``; what lies in the page itself is no request."""

@@ -9,7 +9,7 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tautnet.cli import certify, compare, doctor, evaluate, export, plot, predict, report
 from tautnet.errors import ConfigError
@@ -25,6 +25,15 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Answer an option that there is not with the nearest one."""
+        given = list(args or ())
+        for name in (each.partition("=")[0] for each in (given[:1] if self._subparsers else given)):
+            if name.startswith("--") and not any(known.startswith(name) for known in self._option_string_actions):
+                close = get_close_matches(name, self._option_string_actions, n=1)
+                self.error(f"{name}: no such option{f' (did you mean {close[0]}?)' if close else ''}")
+        return super().parse_known_args(args, namespace)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,9 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import LambdaCallback
+
+from tautnet.callbacks.progress import PlainProgress, RichProgress
+from tautnet.errors import ConfigError
 
 
 def settings_writer(settings: dict[str, Any], path: Path) -> pl.Callback:
@@ -45,3 +50,25 @@ def compiled(model: pl.LightningModule) -> pl.Callback:
         on_train_end=plain_code,
         on_exception=plain_code,
     )
+
+
+def display(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], list[pl.Callback]]:
+    """What shows the progress of a training, as ``trainer.progress`` says, and the other settings of the trainer.
+
+    Args:
+        trainer: settings of ``conf/trainer/``.
+
+    Raises:
+        ConfigError: another word, or one that ``enable_progress_bar=false`` contradicts.
+    """
+    settings = dict(trainer)
+    choice, shown = settings.pop("progress", "auto"), settings.get("enable_progress_bar", True)
+    if choice not in ("auto", "rich", "plain", "none"):
+        raise ConfigError(f"trainer.progress={choice}: auto, rich, plain or none")
+    if not shown and choice in ("rich", "plain"):
+        raise ConfigError(f"trainer.progress={choice}: trainer.enable_progress_bar=false shows nothing; leave out one")
+    if choice == "auto":
+        choice = "none" if not shown else "rich" if sys.stdout.isatty() else "plain"
+    settings["enable_progress_bar"] = choice == "rich"  # Lightning's word for a bar; lines are no bar
+    shows: dict[str, list[pl.Callback]] = {"rich": [RichProgress()], "plain": [PlainProgress()]}
+    return settings, shows.get(choice, [])

@@ -9,10 +9,11 @@ import inspect
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING, DictConfig
@@ -87,11 +88,13 @@ def _status_of(main: Callable[[], Any]) -> int:
     multirun = bool({"-m", "--multirun"} & set(sys.argv))
     sys.argv[1:] = [quoted(argument, multirun) for argument in sys.argv[1:]]
     if os.environ.get(TRACEBACK_SWITCH) == "1":
+        _check_options(sys.argv[1:])
         sys.argv[1:] = _with_checkpoint(with_run(sys.argv[1:]))
         main()
         return 0
     os.environ[TRACEBACK_SWITCH] = "1"  # Hydra hands exceptions on only under its own switch
     try:
+        _check_options(sys.argv[1:])
         sys.argv[1:] = _with_checkpoint(with_run(sys.argv[1:]))
         main()
     except KeyboardInterrupt as error:
@@ -112,6 +115,14 @@ def _status_of(main: Callable[[], Any]) -> int:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 2
     return 0
+
+
+def _check_options(arguments: Sequence[str]) -> None:
+    """Hydra would answer an option that it does not have with its whole usage."""
+    known = [option for action in get_args_parser()._actions for option in action.option_strings]
+    for name in (argument.partition("=")[0] for argument in arguments):
+        if name.startswith("--") and not any(option.startswith(name) for option in known):  # --multi is enough
+            raise ConfigError(f"{name}: no such option{suggest(name, [each for each in known if each[:2] == '--'])}")
 
 
 def _with_checkpoint(arguments: list[str]) -> list[str]:

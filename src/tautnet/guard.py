@@ -16,6 +16,7 @@ from typing import Any, final
 from hydra._internal import hydra as hydra_application
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -83,6 +84,18 @@ class CheckedLoader(ConfigLoaderImpl):
             config.hydra.overrides.hydra.append(_RUN)
             return config
         return self._checked(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+
+    def get_group_options(
+        self,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        """As Hydra, which copies all sources at each of the hundred questions of ``--help``: half of its time."""
+        if config_name is None and not overrides:
+            return self.repository.get_group_options(group_name, results_filter)
+        return super().get_group_options(group_name, results_filter, config_name, overrides)
 
     def _checked(self, config_name: str | None, overrides: list[str], *how: Any) -> DictConfig:
         self._check_search_path(config_name)

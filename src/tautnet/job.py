@@ -67,7 +67,7 @@ def _assemble(
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-    from tautnet.app_callbacks import compiled, settings_writer
+    from tautnet.app_callbacks import compiled, display, settings_writer
     from tautnet.callbacks.checkpointing import Checkpoints
     from tautnet.checkpoint_io import AtomicCheckpointIO
     from tautnet.models.sharding import share_out_
@@ -101,12 +101,13 @@ def _assemble(
     callbacks.sort(key=lambda callback: isinstance(callback, Checkpoints))  # last: they hold the others' states
     if settings["compile"]:
         callbacks.insert(0, compiled(model))
+    of_trainer, shown = display(settings["trainer"])
     state = RunState(in_place=bool(resumed and resumed["ckpt"]))  # else from ckpt, or anew
-    callbacks = [state, *callbacks, settings_writer(settings, Path(settings["run_dir"], SETTINGS)), state.behind()]
+    callbacks = [state, *shown, *callbacks, settings_writer(settings, Path(settings["run_dir"], SETTINGS)), state.behind()]
     callbacks.append(Stopping(settings["run_dir"]))
     try:
         trainer = build(
-            settings["trainer"],
+            of_trainer,
             "trainer",
             callbacks=callbacks,
             logger=list(build(_going_on(settings["logger"], resumed), "logger").values()) or False,

@@ -63,7 +63,7 @@ def lipschitz(quantity: str, p: float) -> str:
     """``lipschitz/<quantity>_p<p>``, p = 1, 2 or inf.
 
     Quantities: ``bound`` (the smallest guarantee), ``log10_bound``, the guarantees ``product``, ``folded``, ``lmi``
-    (p = 2) and ``paper`` (dense nets), ``lower`` (observed), ``tightness`` (bound / lower).
+    (p = 2) and ``paper`` (dense nets), ``lower`` (observed), ``log10_lower``, ``tightness`` (bound / lower).
     """
     return f"lipschitz/{quantity}_p{p:g}"
 
@@ -122,8 +122,11 @@ SUMMARY = (
     ("test accuracy", accuracy("test"), "{:.4f}"),
     ("test R2", r2("test"), "{:.4f}"),
     ("test PSNR, dB", psnr("test"), "{:.2f}"),
-    ("Lipschitz bound, p = 2", LIPSCHITZ_BOUND, "{:.4g}"),
-    ("Lipschitz observed, p = 2", LIPSCHITZ_LOWER, "{:.4g}"),
+    *(
+        (f"Lipschitz {words}, p = {p}", f"lipschitz/{quantity}_p{p}", "{:.4g}")
+        for p in ("2", "1", "inf")
+        for words, quantity in (("bound", "bound"), ("observed", "lower"))
+    ),
     ("active knots", ACTIVE_KNOTS, "{:.0f}"),
     ("knots before sparsification", SPARSIFY_KNOTS_BEFORE, "{:.0f}"),
     ("knots after sparsification", SPARSIFY_KNOTS_AFTER, "{:.0f}"),

@@ -68,7 +68,8 @@ def quantities(trainer):
 def test_all_quantities_are_logged_and_agree_with_the_report(run, p, suffix):
     trainer, model, _ = run(p=p)
     found = quantities(trainer)
-    names = {"bound", "product", "folded", "lower", "tightness", "log10_bound"} | ({"lmi"} if p == 2 else set())
+    names = {"bound", "product", "folded", "lower", "tightness", "log10_bound", "log10_lower"}
+    names |= {"lmi"} if p == 2 else set()
     assert set(found) == {f"{name}_{suffix}" for name in names}
     report = lipschitz_bound(model.net, (1, 8, 8), p)
     bound, lower = found[f"bound_{suffix}"], found[f"lower_{suffix}"]
@@ -76,6 +77,7 @@ def test_all_quantities_are_logged_and_agree_with_the_report(run, p, suffix):
     assert math.exp(report.log_product) <= found[f"product_{suffix}"] * (1 + 1e-12)
     assert found[f"log10_bound_{suffix}"] == pytest.approx(math.log10(report.total), rel=1e-6)
     assert 0 < lower <= bound
+    assert found[f"log10_lower_{suffix}"] == pytest.approx(math.log10(lower), rel=1e-5)
     assert found[f"tightness_{suffix}"] == pytest.approx(bound / lower, rel=1e-5)
     for layer in report.layers:
         if layer.value != 1:

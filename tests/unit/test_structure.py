@@ -97,7 +97,7 @@ ALLOWED = {
         "run_directory",
         "worker",
     },
-    "app_callbacks": set(),
+    "app_callbacks": {"callbacks", "errors"},
     "distributed": {"config", "layout"},
     "job": {
         *("app_callbacks", "callbacks", "checkpoint_io", "config", "distributed", "factories", "known_messages"),
@@ -112,7 +112,7 @@ KNOW_LIGHTNING = {
     *("models", "callbacks", "data", "app_callbacks", "checkpoint_io", "distributed", "job", "results"),
     *("run_state", "stopping"),
 }
-KNOW_HYDRA = {"guard", "sweeps", "app", "app_callbacks", "command_line", "config", "resume", "worker"}
+KNOW_HYDRA = {"guard", "sweeps", "app", "app_callbacks", "command_line", "config", "resume", "results", "worker"}
 
 
 def unit_of(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Lightning callbacks: what is watched during training."""
 
+from tautnet.callbacks.board_layout import BoardLayout
 from tautnet.callbacks.certification import Certification
 from tautnet.callbacks.chance_monitor import ChanceMonitor
 from tautnet.callbacks.checkpointing import Checkpoints
@@ -17,6 +18,7 @@ from tautnet.callbacks.weight_spectrum import WeightSpectrum
 
 __all__ = [
     "Alternation",
+    "BoardLayout",
     "Certification",
     "ChanceMonitor",
     "Checkpoints",

@@ -46,7 +46,7 @@ class LipschitzMonitor(pl.Callback):
         p: exponent of the vector norm, 1, 2 or inf.
         num_steps: of gradient ascent at each look, 0 to 10000; 0: the samples alone, all of them.
         warn_factor: growth of the bound since the first look that is warned of, above 1.
-        figure_every_n_epochs: between two figures and tables in TensorBoard, at least 1; doubles after 20, see last_due.
+        figure_every_n_epochs: between two figures and tables in TensorBoard, at least 1; doubles after 20 (last_due).
         folder: where the last figure and table go, made when needed; None for nowhere.
 
     Raises:
@@ -159,13 +159,13 @@ class LipschitzMonitor(pl.Callback):
         lowers = [self._observe(model.net, torch.cat(group)) for group in by_shape.values()]
         lower = torch.tensor(lowers, dtype=torch.float64).max().item()  # NaN if one is
         logs = {"bound": report.log_total, "product": report.log_product, "folded": report.log_folded}
-        if self.p == 2:
-            logs["lmi"] = report.log_lmi
+        logs |= {"lmi": report.log_lmi} if self.p == 2 else {}
         paper = max(paper_bound(model.net, shape, self.p).log_value for shape in by_shape)
         if paper < inf:
             logs["paper"] = paper
         values = {name: to_float(value) for name, value in logs.items()}
         values["log10_bound"] = report.log_total / log(10)
+        values["log10_lower"] = log_of(lower) / log(10) if lower > 0 else nan
         values["tightness"] = to_float(report.log_total - log_of(lower)) if lower > 0 else nan
         for name, value in values.items():
             log_alike(model, logkeys.lipschitz(name, self.p), _rounded_up(value))

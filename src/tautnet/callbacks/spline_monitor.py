@@ -31,7 +31,7 @@ class SplineMonitor(pl.Callback):
     inputs lie outside its grid, or all inputs of one of its curves: the inner knots of such a curve learn nothing.
 
     The figures show the curves, their knots and, shaded, the range that the layer's inputs visited in the last
-    validation. They go to TensorBoard, and as PNG files to ``folder`` at the end of training.
+    validation. They go to TensorBoard, those of the first epoch too, and at the end of training to ``folder`` as PNG.
 
     Args:
         figure_every_n_epochs: epochs between two sets of figures, at least 1, doubled again and again after 20.
@@ -102,9 +102,12 @@ class SplineMonitor(pl.Callback):
         self._join()
         self._log_counts(pl_module)
         self._log_outside(pl_module)
-        epochs = trainer.current_epoch + 1
-        if trainer.state.fn == TrainerFn.FITTING and last_due(epochs, self.figure_every_n_epochs) == epochs:
+        if trainer.state.fn == TrainerFn.FITTING and self._is_due(trainer.current_epoch + 1):
             self._draw(trainer, pl_module)
+
+    def _is_due(self, epochs: int) -> bool:
+        """Whether figures are drawn after so many epochs: after the first too, where the way begins."""
+        return epochs == 1 or last_due(epochs, self.figure_every_n_epochs) == epochs
 
     def _join(self) -> None:
         """Take in what the other ranks have seen."""
@@ -124,8 +127,7 @@ class SplineMonitor(pl.Callback):
         """Draw the final activations, into ``folder`` too; averaged weights are in place by now."""
         if not self._visited:
             return
-        epochs = trainer.current_epoch
-        if last_due(epochs, self.figure_every_n_epochs) != epochs:  # otherwise the last epoch drew them
+        if not self._is_due(trainer.current_epoch):  # otherwise the last epoch drew them
             self._draw(trainer, pl_module)
         if self.folder is None or not trainer.is_global_zero:
             return
