@@ -58,7 +58,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path):
     [
         (["doktor"], f"error: doktor: no such command; did you mean doctor? Accepted: {COMMANDS}\n"),
         (["qqq"], f"error: qqq: no such command; Accepted: {COMMANDS}\n"),
-        (["doctor", "--deep"], "error: unrecognized arguments: --deep; see tautnet --help\n"),
+        (["doctor", "--deep"], "error: --deep: no such option (did you mean --help?); see tautnet doctor --help\n"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(given, said, capsys):
