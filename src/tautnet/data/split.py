@@ -92,9 +92,9 @@ def table_splits(
     x = standardised(features, parts[0])
     mean, deviation, constant = _statistics(features, parts[0])
     preparation = Preparation(mean.tolist(), np.where(constant, 0.0, deviation).tolist(), columns, classes)
-    y, dtype = target, np.dtype(np.int64)
+    y, dtype = target, np.int64 if task == "classification" else np.float32
     if task == "regression":
-        y, dtype = standardised(target[:, None], parts[0]), np.dtype(np.float32)
+        y = standardised(target[:, None], parts[0])
         (offset,), (scale,), (constant,) = _statistics(target[:, None], parts[0])
         preparation = replace(preparation, target_offset=float(offset), target_scale=0.0 if constant else float(scale))
     return Splits(
