@@ -67,8 +67,8 @@ def open_trained(path: Path | str, which: str = LAST, allow: Sequence[str] = ())
 
     Args:
         path: of a run's directory or of a checkpoint.
-        which: checkpoint of a directory: ``last``, the weights that were tested, ``best``, ``sparse`` and others that
-            are there.
+        which: checkpoint of a directory: ``last``, the end of training, ``best``, or what came after and was tested
+            then, ``sparse`` or ``recalibrated``.
         allow: packages or modules of the user whose targets the settings may name.
 
     Raises:

@@ -31,8 +31,8 @@ ALLOWED = {
         *("normalizers", "splines", "trained"),
     },
     "report": {
-        *("activations", "callbacks", "data", "errors", "factories", "lipschitz", "logkeys", "models"),
-        *("normalizers", "run_directory", "splines", "sweeps", "trained"),
+        *("activations", "callbacks", "checkpoints", "data", "errors", "factories", "lipschitz", "logkeys", "models"),
+        *("normalizers", "run_directory", "spelling", "splines", "sweeps", "targets", "trained"),
     },
     "guard": {"errors", "origin"},
     "origin": {"errors"},

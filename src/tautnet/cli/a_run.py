@@ -17,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--checkpoint",
         default="last",
         metavar="NAME",
-        help="of a run's directory: last (the weights that were tested), best, sparse, ...; default: last",
+        help="of a run's directory: last (the end of training), best, sparse, recalibrated; default: last",
     )
     add_allow(parser)
 

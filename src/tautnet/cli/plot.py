@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
+from itertools import chain
+from pathlib import Path
 
 from tautnet.cli import a_run
 
 HELP = "pictures of what a run has learned"
-DESCRIPTION = "Draw what a run has learned."
-EXAMPLE = "tautnet plot outputs/first"
+DESCRIPTION = """\
+Draws, as PNG and as SVG: each learned activation before training, after it and after
+sparsification; the singular values of the weights; the Lipschitz constant of each layer;
+and what was logged over time: losses, accuracy, Lipschitz bound against what is observed,
+knots, TV(2), covariate shift (callbacks=ics), variance constancy (callbacks=variance).
+Of an unfinished run it draws what there is. Pictures of the same name are replaced."""
+EXAMPLE = "tautnet plot outputs/first --output pictures"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """What is asked for."""
+    """The run, and where the pictures go."""
     a_run.add_arguments(parser)
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the pictures, made when needed; default: plots in the run"
+    )
 
 
 def run(arguments: Namespace) -> int:
-    """Do it."""
-    raise NotImplementedError
+    """Draw, and print what was drawn."""
+    from tautnet.errors import ConfigError
+    from tautnet.report import figures, look
+    from tautnet.report.learned import has_checkpoints, open_learned
+    from tautnet.report.records import is_run, read_record
+
+    directory = arguments.run if arguments.run.is_dir() else arguments.run.parent.parent
+    record = read_record(directory) if is_run(directory) else None
+    folder = arguments.output or directory / "plots"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder}: a file; a folder is accepted")
+    if record is None and arguments.run.is_file() and arguments.output is None:
+        raise ConfigError(f"{arguments.run}: lies in no run's directory; say --output DIR")
+    opens = record is None or arguments.run.is_file() or arguments.checkpoint != "last" or has_checkpoints(directory)
+    learned = open_learned(arguments.run, arguments.checkpoint, arguments.allow) if opens else None
+    written = []
+    with look.style():
+        of_weights = figures.of_weights(learned) if learned is not None else ()
+        logged = chain(figures.of_curves(record), figures.of_certificates(record)) if record is not None else ()
+        for name, what, figure in chain(of_weights, logged):  # one at a time: a large network has many
+            written.append((what, look.save(figure, folder, name)))
+    notes = learned.notes if learned is not None else ["there is no checkpoint: nothing of the weights is drawn"]
+    for note in [*notes, *(record.problems if record is not None else ())]:
+        sys.stderr.write(f"note: {note}\n")
+    if not written:
+        raise ConfigError(f"{directory}: nothing to draw, it has neither checkpoints nor logs")
+    for what, files in written:
+        sys.stdout.write(f"{', '.join(file.name for file in files)}: {what}\n")
+    sys.stdout.write(f"{len(written)} pictures, each as PNG and SVG, in {folder}\n")
+    return 0
