@@ -52,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}? " if close else ""
         sys.stderr.write(f"error: {given[0]}: no such command; {hint}Accepted: {', '.join(_COMMANDS)}\n")
         return 2
-    parsed = parser.parse_args(given)
+    parsed, rest = parser.parse_known_args(given)
+    if rest and ("overrides" not in parsed or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # settings behind an option, which argparse hands back
+        parsed.overrides += rest
     try:
         return _COMMANDS[parsed.command].run(parsed)
     except ConfigError as error:

@@ -132,7 +132,8 @@ def _with_checkpoint(arguments: list[str]) -> list[str]:
         return arguments
     from tautnet.resume import saved_overrides  # imports torch
 
-    first = next(index for index, argument in enumerate(arguments) if not argument.startswith("-"))
+    # The first override: the value of an option, a folder for example, has no =.
+    first = next(i for i, each in enumerate(arguments) if each.startswith("~") or ("=" in each and each[0] != "-"))
     return [*arguments[:first], *saved_overrides(named[0], arguments[first:]), *arguments[first:]]
 
 

@@ -103,8 +103,8 @@ def _assemble(
         callbacks.insert(0, compiled(model))
     of_trainer, shown = display(settings["trainer"])
     state = RunState(in_place=bool(resumed and resumed["ckpt"]))  # else from ckpt, or anew
-    callbacks = [state, *shown, *callbacks, settings_writer(settings, Path(settings["run_dir"], SETTINGS)), state.behind()]
-    callbacks.append(Stopping(settings["run_dir"]))
+    writer = settings_writer(settings, Path(settings["run_dir"], SETTINGS))
+    callbacks = [state, *shown, *callbacks, writer, state.behind(), Stopping(settings["run_dir"])]
     try:
         trainer = build(
             of_trainer,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tautnet import checkpoints
 from tautnet.config import ConfigError, build
 from tautnet.data.base import AbstractData
@@ -15,7 +17,8 @@ from tautnet.models.base import AbstractModel
 from tautnet.run_directory import SETTINGS
 from tautnet.targets import allowing
 
-LAST = "last"
+TESTED = "tested"
+_FROM_LAST = ("recalibrated", "sparse", "last")  # what a run leaves, the latest first: its test had that
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,13 @@ class Trained:
         return data
 
 
-def open_trained(path: Path | str, which: str = LAST, allow: Sequence[str] = ()) -> Trained:
+def open_trained(path: Path | str, which: str = TESTED, allow: Sequence[str] = ()) -> Trained:
     """Rebuild the model of a run; nothing in its files is executed.
 
     Args:
         path: of a run's directory or of a checkpoint.
-        which: checkpoint of a directory: ``last``, the end of training, ``best``, or what came after and was tested
-            then, ``sparse`` or ``recalibrated``.
+        which: checkpoint of a directory: ``tested``, the weights that the run's own test had: those of ``last``, the
+            end of training, or ``sparse`` or ``recalibrated`` where that followed; or one of these, or ``best``.
         allow: packages or modules of the user whose targets the settings may name.
 
     Raises:
@@ -94,6 +97,8 @@ def open_trained(path: Path | str, which: str = LAST, allow: Sequence[str] = ())
         model = build({"_target_": target}, "model", config=settings)
     if not isinstance(model, AbstractModel):
         raise ConfigError(f"{file}: model._target_={target}: no model of tautnet")
+    if all(value.dtype == torch.float64 for value in weights.values() if value.is_floating_point()):  # of trainer.precision=64-true
+        model.double()
     try:
         model.net.load_state_dict({name.removeprefix("net."): value for name, value in weights.items()})
     except RuntimeError as error:
@@ -104,7 +109,7 @@ def open_trained(path: Path | str, which: str = LAST, allow: Sequence[str] = ())
 def _checkpoint(path: Path, which: str) -> Path:
     """The file of a run."""
     if path.is_file():
-        if which != LAST:
+        if which != TESTED:
             raise ConfigError(f"{path}: a checkpoint itself; {which} chooses among those of a run's directory")
         return path
     folder = path / "checkpoints"
@@ -113,6 +118,8 @@ def _checkpoint(path: Path, which: str) -> Path:
         raise ConfigError(f"{path}: no such run or checkpoint")
     if not there:
         raise ConfigError(f"{path}: not a run's directory, or one without checkpoints")
+    if which == TESTED:
+        which = next((name for name in _FROM_LAST if name in there), there[0])
     if which not in there:
         raise ConfigError(f"{path}: no checkpoint {which}; there are {', '.join(there)}")
     return folder / f"{which}.ckpt"

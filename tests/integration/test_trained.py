@@ -66,11 +66,11 @@ def test_settings_that_were_changed_are_refused(run_dir, tmp_path, change, said)
 @pytest.mark.parametrize(
     ("name", "which", "said"),
     [
-        ("nowhere", "last", "nowhere: no such run or checkpoint"),
-        (".", "last", "not a run's directory, or one without checkpoints"),
+        ("nowhere", "tested", "nowhere: no such run or checkpoint"),
+        (".", "tested", "not a run's directory, or one without checkpoints"),
         ("run", "sparse", "no checkpoint sparse; there are "),
         ("run/checkpoints/last.ckpt", "best", "a checkpoint itself"),
-        ("run/config.yaml", "last", "not a checkpoint of tautnet"),
+        ("run/config.yaml", "tested", "not a checkpoint of tautnet"),
     ],
 )
 def test_what_is_no_run_is_told_in_a_line(run_dir, name, which, said):

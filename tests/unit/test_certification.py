@@ -11,13 +11,15 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from tautnet.callbacks import certification as module
-from tautnet.callbacks.certification import Certification, Row, accuracy_figure
+from tautnet.callbacks.certification import Certification
 from tautnet.config import build
 from tautnet.data.augment import Augmentation
 from tautnet.data.formats.images import ImageArrays
 from tautnet.data.image_parts import image_splits
 from tautnet.data.table import Table
+from tautnet.evaluation import certificates as module
+from tautnet.evaluation.certificates import Effort, Row, examine
+from tautnet.evaluation.curves import accuracy_figure, write_certificates
 from tautnet.lipschitz.certify import Certifier
 from tautnet.models import Classifier
 
@@ -105,7 +107,8 @@ def examined(monkeypatch, proved, flipped, seed=0):
     monkeypatch.setattr(module, "attack", attack)
     net, x = nn.Linear(2, 2, bias=False).double(), torch.tensor([[0.01, 0.0]]).double()
     nn.init.eye_(net.weight)
-    return *Certification([0.1, 0.2], [], seed=seed)._examine(net, x, torch.tensor([0]), "l2"), seeds
+    rows, radii = examine(net, torch.ones(2), x, torch.tensor([0]), {"l2": [0.1, 0.2]}, Effort(seed=seed))
+    return rows, radii["l2"], seeds
 
 
 def test_what_falls_to_a_small_attack_does_not_survive_a_larger_one(monkeypatch):
@@ -126,14 +129,13 @@ def test_samples_are_spread_evenly_over_each_batch_and_soft_labels_become_classe
     x, labels = torch.arange(8.0).view(8, 1), torch.arange(8) % 3
     for targets in (labels, nn.functional.one_hot(labels, 3) * 0.8):
         certification.on_test_batch_start(trainer, None, (x, targets), 0)
-    for points, classes in certification._samples:
-        assert points[:, 0].tolist() == [0, 4]
-        assert classes.tolist() == [0, 1]
+    points, classes = certification._selection.samples()
+    assert points[:, 0].tolist() == [0, 4, 0, 4]
+    assert classes.tolist() == [0, 1, 0, 1]
 
 
 def test_radii_without_limit_are_null(tmp_path):
-    certification = Certification([0.1], [], folder=str(tmp_path))
-    certification._write([Row("l2", 0.1, 0.9, 0.8, 0.7)], {"l2": [0.5, float("inf")]})
+    write_certificates(tmp_path, [Row("l2", 0.1, 0.9, 0.8, 0.7)], {"l2": [0.5, float("inf")]})
     text = (tmp_path / "certificates.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["radii"] == {"l2": [0.5, None]}
 

@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Who may import whom, by the first name below tautnet. Everyone may import itself.
 ALLOWED = {
-    "__init__": {"trained"},
+    "__init__": {"errors", "export", "trained"},
     "factories": set(),
     "logkeys": set(),
     "config": {"errors", "origin", "spelling", "targets"},
@@ -22,14 +22,16 @@ ALLOWED = {
     "spelling": set(),
     "__main__": {"cli", "errors"},
     "cli": {
-        *("activations", "backbones", "kernels", "normalizers", "config", "data", "errors", "export", "lipschitz"),
-        *("logkeys", "models", "callbacks", "report", "run_directory", "splines", "sweeps", "targets", "trained"),
+        *("activations", "backbones", "kernels", "normalizers", "config", "data", "errors", "evaluation", "export"),
+        *("lipschitz", "logkeys", "models", "callbacks", "report", "run_directory", "splines", "sweeps"),
+        *("targets", "trained"),
     },
     "trained": {"checkpoints", "config", "data", "models", "run_directory", "targets"},
     "export": {
         *("activations", "backbones", "data", "errors", "factories", "functional", "kernels", "lipschitz"),
-        *("normalizers", "splines", "trained"),
+        *("models", "normalizers", "splines", "targets", "trained"),
     },
+    "evaluation": {"config", "data", "errors", "factories", "lipschitz", "models", "spelling", "trained"},
     "report": {
         *("activations", "callbacks", "checkpoints", "data", "errors", "factories", "lipschitz", "logkeys", "models"),
         *("normalizers", "run_directory", "spelling", "splines", "sweeps", "targets", "trained"),
@@ -74,6 +76,7 @@ ALLOWED = {
         "slnn",
         "checkpoint_io",
         "distributed",
+        "evaluation",
     },
     "checkpoints": set(),
     "checkpoint_io": {"checkpoints"},
@@ -110,7 +113,7 @@ ALLOWED = {
 }
 KNOW_LIGHTNING = {
     *("models", "callbacks", "data", "app_callbacks", "checkpoint_io", "distributed", "job", "results"),
-    *("run_state", "stopping"),
+    *("evaluation", "run_state", "stopping"),
 }
 KNOW_HYDRA = {"guard", "sweeps", "app", "app_callbacks", "command_line", "config", "resume", "results", "worker"}
 

@@ -10,14 +10,15 @@ if TYPE_CHECKING:
     from tautnet.trained import Trained
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Of one run: where it is, which of its checkpoints, what its settings may name."""
+def add_arguments(parser: ArgumentParser, checkpoint: str = "tested") -> None:
+    """Of one run: where it is, which of its checkpoints, by default ``checkpoint``, what its settings may name."""
     parser.add_argument("run", type=Path, help="directory of a run, or one of its checkpoints")
     parser.add_argument(
         "--checkpoint",
-        default="last",
+        default=checkpoint,
         metavar="NAME",
-        help="of a run's directory: last (the end of training), best, sparse, recalibrated; default: last",
+        help="of a run's directory: tested (what the run's own test had), last (the end of training), best, sparse, "
+        f"recalibrated; default: {checkpoint}",
     )
     add_allow(parser)
 

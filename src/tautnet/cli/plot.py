@@ -21,7 +21,7 @@ EXAMPLE = "tautnet plot outputs/first --output pictures"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The run, and where the pictures go."""
-    a_run.add_arguments(parser)
+    a_run.add_arguments(parser, checkpoint="last")  # the sparse weights are drawn beside it
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the pictures, made when needed; default: plots in the run"
     )

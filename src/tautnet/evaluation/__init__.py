@@ -1,0 +1,1 @@
+"""What a trained model does: measured on data, on files, and against perturbations."""
