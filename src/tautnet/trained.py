@@ -97,7 +97,9 @@ def open_trained(path: Path | str, which: str = TESTED, allow: Sequence[str] = (
         model = build({"_target_": target}, "model", config=settings)
     if not isinstance(model, AbstractModel):
         raise ConfigError(f"{file}: model._target_={target}: no model of tautnet")
-    if all(value.dtype == torch.float64 for value in weights.values() if value.is_floating_point()):  # of trainer.precision=64-true
+    if all(
+        value.dtype == torch.float64 for value in weights.values() if value.is_floating_point()
+    ):  # of trainer.precision=64-true
         model.double()
     try:
         model.net.load_state_dict({name.removeprefix("net."): value for name, value in weights.items()})

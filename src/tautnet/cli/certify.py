@@ -47,7 +47,7 @@ def run(arguments: Namespace) -> int:
     """Select samples, certify, attack, print, write."""
     epsilons = _epsilons(arguments)
     _check(arguments)
-    from tautnet.evaluation.certificates import Effort, examine, units
+    from tautnet.evaluation.certificates import Effort, examine
     from tautnet.evaluation.curves import write_certificates
     from tautnet.evaluation.selection import selected
     from tautnet.evaluation.writing import pipe_may_close, progress
@@ -58,7 +58,7 @@ def run(arguments: Namespace) -> int:
     inputs, labels = selected(batches(arguments, trained), arguments.samples)
     seed = trained.settings["seed"] if arguments.seed is None else arguments.seed
     effort = Effort(arguments.steps, arguments.restarts, seed)
-    net, scale_C = trained.model.net.to(inputs.device), units(trained.preparation)
+    net, scale_C = trained.model.net.to(inputs.device), trained.preparation.units()
     with progress("certify and attack", sum(map(len, epsilons.values()))) as tell:
         rows, radii = examine(net, scale_C, inputs, labels, epsilons, effort, tell)
     if arguments.output is not None:

@@ -66,8 +66,7 @@ class AbstractData(pl.LightningDataModule, ABC):
     @property
     def input_scale(self) -> Tensor:
         """What a unit of the network's input is in raw units, float64 (C,), one for each of dimension 1 of a batch."""
-        scale = torch.tensor(self.preparation.scale, dtype=torch.float64)
-        return torch.where(scale > 0, scale, 1.0)
+        return self.preparation.units()
 
     def place(self) -> tuple[int, int]:
         """Number of this process, and of all processes that share the data; (0, 1) without a trainer."""

@@ -52,6 +52,11 @@ class Preparation:
         x = torch.where(scale > 0, (raw.double() - offset) / scale, 0.0)
         return x.to(torch.get_default_dtype())
 
+    def units(self) -> Tensor:
+        """What a unit of the network's input is in raw units, float64 (C,); 1 where all training rows are alike."""
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        return torch.where(scale > 0, scale, 1.0)
+
     def class_name(self, number: int) -> str:
         """What an output stands for."""
         return str(number) if self.classes is None else self.classes[number]

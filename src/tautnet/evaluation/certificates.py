@@ -10,7 +10,6 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
-from tautnet.data.preparation import Preparation
 from tautnet.lipschitz.attack import attack
 from tautnet.lipschitz.certify import Certifier, margins
 from tautnet.lipschitz.input_scale import InputScale
@@ -43,12 +42,6 @@ class Effort:
     num_steps: int = 40
     num_restarts: int = 2
     seed: int = 0
-
-
-def units(preparation: Preparation) -> Tensor:
-    """What a unit of the network's input is in raw units, float64 (C,); 1 where all training rows are alike."""
-    scale = torch.tensor(preparation.scale, dtype=torch.float64)
-    return torch.where(scale > 0, scale, 1.0)
 
 
 def in_raw_units(net: nn.Module, scale_C: Tensor) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tautnet.errors import ConfigError
-from tautnet.evaluation.certificates import NORMS, in_raw_units, units
+from tautnet.evaluation.certificates import NORMS, in_raw_units
 from tautnet.evaluation.inputs import Chunk
 from tautnet.evaluation.writing import printable
 from tautnet.lipschitz.certify import Certifier, margins, two_logits
@@ -49,7 +49,7 @@ class Predictor:
         scale = torch.tensor(self.preparation.scale, dtype=torch.float64)
         column = (-1, *[1] * (len(trained.model.input_shape) - 1))
         self._offset, self._constant = offset.view(column), (scale == 0).view(column)
-        self._net = in_raw_units(trained.model.net, units(self.preparation))
+        self._net = in_raw_units(trained.model.net, self.preparation.units())
         self._certifier = Certifier(self._net, trained.model.input_shape, NORMS[norm]) if norm else None
         num_logits = max(2, trained.settings["num_outputs"])
         self.classes = [printable(self.preparation.class_name(number)) for number in range(num_logits)]
