@@ -105,7 +105,7 @@ def test_what_a_process_refuses_is_told_as_it_said_it(launched, monkeypatch):
 
 def test_an_ignored_signal_stays_ignored(launched):
     """As by nohup."""
-    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    found = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run below nohup
     launched.start(lambda folder: None)
     assert set(launched.layout.signals_to_handle.split(",")) == {"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"}
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -113,7 +113,7 @@ def test_an_ignored_signal_stays_ignored(launched):
         launched.start(lambda folder: None)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, found)
     assert set(launched.layout.signals_to_handle.split(",")) == {"SIGTERM", "SIGINT", "SIGQUIT"}
 
 
