@@ -1,4 +1,4 @@
-"""A thousand steps with every callback: nothing grows. benchmarks/soak.py is the long version."""
+"""Four hundred steps with every callback: nothing grows. benchmarks/soak.py is the long version."""
 
 import sys
 
@@ -10,7 +10,7 @@ from tautnet.callbacks import layer_history
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import soak
 
-EPOCHS, STEPS = 40, 25
+EPOCHS, STEPS = 20, 20
 QUICK = (
     *(f"trainer.limit_train_batches={STEPS}", "trainer.limit_val_batches=2", "logger=tensorboard"),
     *("callbacks.lipschitz.num_samples=4", "callbacks.lipschitz.num_steps=0"),

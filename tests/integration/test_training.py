@@ -34,7 +34,7 @@ def main_job(command_that_draws, run_dirs, capsys) -> Path:
     """The main job once, in fewer epochs; what it printed stands in ``printed.txt``."""
     run = run_dirs / "main"
     if not run.exists():
-        assert command_that_draws(*QUIET, "trainer.max_epochs=10", f"hydra.run.dir={run}") == 0
+        assert command_that_draws(*QUIET, "trainer.max_epochs=6", f"hydra.run.dir={run}") == 0
         (run / "printed.txt").write_text(capsys.readouterr().out)
     return run
 
@@ -78,7 +78,7 @@ def test_tensorboard_has_everything(main_job):
         "final/test/acc",
     }
     assert {"activation/2", "activation/5", "activation/8"} <= set(events.Tags()["images"])
-    assert len(events.Scalars("val/acc")) == 10
+    assert len(events.Scalars("val/acc")) == 6
     for bound, lower in zip(events.Scalars("lipschitz/bound_p2"), events.Scalars("lipschitz/lower_p2"), strict=True):
         assert lower.value <= bound.value
     terms = [events.Scalars(name)[-1].value for name in ("loss/task", "loss/tv2", "train/loss")]
