@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def open_trained(path: Path | str, which: str = TESTED, allow: Sequence[str] = (
         weights = {name: value for name, value in saved["state_dict"].items() if name.startswith("net.")}
         epochs = int(saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
         step = int(saved["global_step"])
+        _check(settings, preparation, weights)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"{file}: not a checkpoint of tautnet, or of an earlier version") from error
     with allowing(allow):
@@ -125,3 +127,19 @@ def _checkpoint(path: Path, which: str) -> Path:
     if which not in there:
         raise ConfigError(f"{path}: no checkpoint {which}; there are {', '.join(there)}")
     return folder / f"{which}.ckpt"
+
+
+def _check(settings: dict[str, Any], preparation: Preparation, weights: dict[str, Any]) -> None:
+    """Raise ValueError for parts that do not fit each other, which would be broadcast, or found out late."""
+    shape, outputs = settings["input_shape"], settings["num_outputs"]
+    names = (preparation.columns, preparation.classes)
+    fits = [
+        isinstance(settings["seed"], int),
+        isinstance(settings["data"], dict) and isinstance(settings["trainer"], dict),
+        len(preparation.offset) == len(preparation.scale) == shape[0],
+        all(map(isfinite, preparation.offset)) and all(0 <= scale < inf for scale in preparation.scale),
+        all(texts is None or len(texts) == num for texts, num in zip(names, (shape[0], max(2, outputs)), strict=True)),
+        all(isinstance(value, torch.Tensor) for value in weights.values()),
+    ]
+    if not all(fits):
+        raise ValueError("parts that do not fit each other")

@@ -12,6 +12,7 @@ from forked import finish, start, train
 from sklearn.datasets import load_digits, load_iris
 
 from tautnet.__main__ import main
+from tautnet.trained import open_trained
 
 QUICK = ("debug=fast", "logger=none", "trainer=cpu", "trainer.enable_progress_bar=false", "model.net.widths=[6]")
 CERTIFY = {"epsilons_l2": "[0.01,0.2]", "epsilons_linf": "[0.02]", "num_samples": 24, "num_steps": 3}
@@ -125,6 +126,18 @@ def test_a_table_is_predicted_by_its_columns(tautnet, runs):
     assert found["data"] == "t.csv"
 
 
+@pytest.mark.parametrize("name", ["iris", "diabetes"])
+def test_a_table_without_rows_is_told_and_many_other_columns_are_counted(tautnet, runs, tmp_path, name):
+    columns = open_trained(runs[name]).preparation.columns
+    (tmp_path / "t.csv").write_text(",".join([*columns, *(f"c{i}" for i in range(30))]) + "\n")
+    status, out, err = tautnet("predict", runs[name], "t.csv")
+    assert (status, out.count("\n")) == (0, 1)
+    ignored, empty = err.splitlines()
+    assert ignored.startswith("note: t.csv: not asked for: c0, c1, ")
+    assert ignored.endswith(", c19, ... (30)")
+    assert empty == "note: no samples in these files"
+
+
 REFUSED = [
     ("evaluate iris --data irys", "error: --data irys: no such set; did you mean iris?"),
     ("evaluate iris --part none", "error: --part none: one of test, val, train, all"),
@@ -136,6 +149,8 @@ REFUSED = [
     ("predict iris none.csv", "error: none.csv: no such file"),
     ("predict iris t.csv --top 4", "error: --top 4: from 1 to 3, the number of classes"),
     ("predict iris t.csv --output t.txt", "error: --output t.txt: a name that ends in .csv or .json"),
+    ("predict iris t.csv --output t.csv --overwrite", "error: --output t.csv: one of the files that are read"),
+    ("predict iris t.csv --eps=", "error: --eps : a finite number of at least 0"),
     ("predict iris t.csv --output there.csv", "error: --output there.csv: exists; --overwrite replaces it"),
     ("predict iris t.csv", "error: t.csv: no columns sepal length (cm), sepal width (cm), "),
     ("predict iris t.csv --resize", "error: --resize: the network takes 4 numbers"),

@@ -1,6 +1,7 @@
 """Networks in plain torch operations: the same outputs, and what cannot be exported is refused."""
 
 from collections import Counter
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import pytest
@@ -221,6 +222,17 @@ def test_a_file_that_computes_something_else_is_refused(wrong, said):
     net = nn.Linear(2, 3)
     with pytest.raises(DiffersError, match=said), torch.no_grad():
         largest_error("model.onnx", lambda x: wrong(net(x)), net, [torch.randn(5, 2)])
+
+
+@pytest.mark.parametrize(("own", "accepted"), [(5e-6, True), (1e-6, False)])
+def test_ten_times_the_rounding_of_the_network_is_accepted(own, accepted):
+    def net(x):
+        return x * (1 + own)
+
+    off = pytest.raises(DiffersError, match="differ from the network's by 4e-05") if not accepted else nullcontext(4e-5)
+    with off as expected:
+        found = largest_error("model.pt2", lambda x: net(x) * (1 + 4e-5), net, [torch.ones(2, 1)], torch.Tensor.double)
+        assert found == pytest.approx(expected, rel=0.01)
 
 
 def test_where_the_network_is_not_finite_there_is_nothing_to_compare():

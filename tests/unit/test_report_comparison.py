@@ -115,6 +115,13 @@ def test_what_is_missing_is_said(make, tmp_path):
         compare(read_records(paths[-1:]))
 
 
+@pytest.mark.parametrize("seed", [[1], {"a": 1}, 0.5])
+def test_a_damaged_seed_counts_as_unknown(make, seed):
+    runs = read_records([make("a", seed, metrics={"test/acc": 0.5})])
+    assert runs[0].seed is None
+    assert mean_rows(compare(runs))[1][1] == "1"
+
+
 def test_one_seed_and_other_data(make):
     paths = [make(name, 0, [f"data={name}"], {"x": 1.0}, data={"_target_": name}) for name in ("iris", "wine")]
     comparison = compare(read_records(paths), ["x"])

@@ -78,8 +78,9 @@ def test_an_unfinished_run_and_damaged_files(tmp_path):
         record = read_record(tmp_path)
         assert record.metrics == {}
         assert "result.json" in record.problems[0]
-    (tmp_path / "config.yaml").write_text("!!python/object/apply:os.system [exit]")
-    assert "config.yaml" in read_record(tmp_path).problems[0]
+    for text in ("!!python/object/apply:os.system [exit]", "a: &a [0, 0]\nb: &b [*a, *a]\nc: [*b, *b]"):
+        (tmp_path / "config.yaml").write_text(text)
+        assert "config.yaml" in read_record(tmp_path).problems[0]
 
 
 def test_where_runs_are_looked_for(tmp_path):

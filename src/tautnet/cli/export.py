@@ -20,7 +20,7 @@ DESCRIPTION = (
     "standard operators alone; model.pt2, which torch.export.load of torch alone takes; model.safetensors with "
     "config.json, which tautnet.load takes; the learned splines as splines.json and splines.npz. The first two have "
     "their weights baked and are compared with the network: exit status 1, and no file, if an output differs by more "
-    "than 1e-5 of the largest one."
+    "than 1e-5 of the largest one and than ten times the network's own rounding."
 )
 EXAMPLE = "tautnet export outputs/first"
 _ALL = "all"

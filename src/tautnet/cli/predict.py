@@ -53,9 +53,9 @@ def run(arguments: Namespace) -> int:
     """Predict, row by row as the files are read."""
     from tautnet.evaluation.inputs import Inputs
     from tautnet.evaluation.predictions import Predictor
-    from tautnet.evaluation.writing import pipe_may_close, rows_into
+    from tautnet.evaluation.writing import note, pipe_may_close, rows_into
 
-    epsilons = radii(arguments.eps) if arguments.eps else []
+    epsilons = [] if arguments.eps is None else radii(arguments.eps)
     trained = a_run.opened(arguments)
     task = trained.model.task
     _check(arguments, trained)
@@ -70,9 +70,12 @@ def run(arguments: Namespace) -> int:
         names = [*_columns(["class", "probability"], arguments.top or 1), "margin", f"radius_{norm}"]
         rows = _classes(predictor, inputs, names, arguments.top or 1)
     path = None if task == "denoising" else arguments.output
+    count = 0
     with pipe_may_close(), rows_into(path, names) as write:
-        for row in rows:
+        for count, row in enumerate(rows, 1):  # noqa: B007
             write(row)
+    if count == 0:
+        note("no samples in these files")
     return 0
 
 
@@ -94,6 +97,8 @@ def _check(arguments: Namespace, trained: Trained) -> None:
         if output.suffix.lower() not in (".csv", ".json"):
             raise ConfigError(f"--output {output}: a name that ends in .csv or .json")
         check_free(output, arguments.overwrite)
+        if any(file.resolve() == output.resolve() for file in arguments.files):
+            raise ConfigError(f"--output {output}: one of the files that are read; another name")
 
 
 def _columns(names: Sequence[str], count: int) -> list[str]:
@@ -104,12 +109,12 @@ def _columns(names: Sequence[str], count: int) -> list[str]:
 def _classes(predictor: Predictor, inputs: Iterable[Chunk], names: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
     from tautnet.evaluation.writing import note
 
-    largest = 0.0
+    largest = None
     for chunk in inputs:
         for origin, found in zip(chunk.origins, predictor.classified(chunk, top), strict=True):
             best = (value for pair in zip(found.classes, found.probabilities, strict=True) for value in pair)
             yield dict(zip(names, [*origin, *best, found.margin, found.radius], strict=True))
-            largest = max(largest, found.radius)
+            largest = max(largest or 0.0, found.radius)
     if largest == 0:
         note("every certified radius is 0; the network may have no finite Lipschitz bound")
 

@@ -104,7 +104,7 @@ class Inputs:
             raise ConfigError(f"{file}: the network takes {self._taken()}, no tables")
         table = tables.TableFile(file, self.trained.preparation.columns, self.shape[0])
         if table.ignored:
-            note(f"{file}: not asked for: {', '.join(table.ignored)}")
+            note(f"{file}: not asked for: {tables.listed(table.ignored)}")
         return [table]
 
     def _taken(self) -> str:

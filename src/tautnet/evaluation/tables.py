@@ -46,7 +46,7 @@ class TableFile:
         self.path, self.target = path, target
         names = _names(path)
         if target is not None and target not in names:
-            raise ConfigError(f"{path}: no column {target!r}; there are {_listed(names)}")
+            raise ConfigError(f"{path}: no column {target!r}; there are {listed(names)}")
         if columns is None:
             columns = [name for name in names if name != target]
             if len(columns) != num_columns:
@@ -82,7 +82,7 @@ class TableFile:
             return as_number(value, where)
         if isinstance(value, str) and value in known:
             return value
-        raise ConfigError(f"{where}: {_shown(value)}; the training saw {_listed(known)}")
+        raise ConfigError(f"{where}: {_shown(value)}; the training saw {listed(known)}")
 
 
 def as_number(value: Any, where: str) -> float:
@@ -118,8 +118,8 @@ def _plan(path: Path, columns: Sequence[str], names: Sequence[str]) -> list[tupl
             found.append(source)
     if absent:
         missing = list(dict.fromkeys(absent))
-        words = f"no column{'s' if len(missing) > 1 else ''} {_listed(missing)}"
-        raise ConfigError(f"{path}: {words}, which the network was trained with; there are {_listed(names)}")
+        words = f"no column{'s' if len(missing) > 1 else ''} {listed(missing)}"
+        raise ConfigError(f"{path}: {words}, which the network was trained with; there are {listed(names)}")
     return found
 
 
@@ -180,7 +180,8 @@ def _parquet_records(path: Path, wanted: Sequence[str]) -> Iterator[Sequence[Any
         raise ConfigError(str(error)) from error
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first of names, and how many there are if that is not all."""
     more = f", ... ({len(names)})" if len(names) > _MOST_NAMED else ""
     return ", ".join(names[:_MOST_NAMED]) + more
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +32,7 @@ _FILES = {
     "splines": ("splines.json", "splines.npz"),
 }
 FORMATS = tuple(_FILES)
+_Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -128,21 +130,23 @@ def _write(
         write_weights(trained, describe(trained, raw=False), part)
     computing = {"pt2": write_pt2, "onnx": write_onnx}
     if computing.keys() & set(formats):
-        reference, plain, inputs = _sides(trained, raw)
+        reference, exact, plain, inputs = _sides(trained, raw)
         program = traced(plain, trained.model.input_shape)
         for chosen, write in computing.items():
             if chosen in formats:
                 (name,) = _FILES[chosen]
-                errors[name] = largest_error(name, write(program, metadata, part / name), reference, inputs)
+                errors[name] = largest_error(name, write(program, metadata, part / name), reference, inputs, exact)
     return errors
 
 
-def _sides(trained: Trained, raw: bool) -> tuple[Callable[[Tensor], Tensor], nn.Module, list[Tensor]]:
-    """The network, what is exported in its place, and inputs for both."""
+def _sides(trained: Trained, raw: bool) -> tuple[_Function, _Function, nn.Module, list[Tensor]]:
+    """The network, the same in float64, what is exported in its place, and inputs for all of them."""
     net, preparation = trained.model.net, trained.preparation
-    plain = plain_net(net)
+    plain, wide = plain_net(net), deepcopy(net).double()
     inputs = raw_probes(trained.model.input_shape, preparation)
     if not raw:
-        return net, plain, [preparation.prepared(x) for x in inputs]
+        return net, lambda x: wide(x.double()), plain, [preparation.prepared(x) for x in inputs]
     offset, scale = (torch.tensor(values, dtype=torch.float64) for values in (preparation.offset, preparation.scale))
-    return lambda x: net(preparation.prepared(x)), nn.Sequential(Standardize(offset, scale), plain), inputs
+    standardised = nn.Sequential(Standardize(offset, scale), plain)
+    prepared = preparation.prepared
+    return lambda x: net(prepared(x)), lambda x: wide(prepared(x).double()), standardised, inputs

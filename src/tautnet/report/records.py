@@ -65,7 +65,8 @@ class RunRecord:
     @property
     def seed(self) -> Any:
         """Of the run; None if no file says it."""
-        return self.result.get("seed", self.settings.get("seed"))
+        found = self.result.get("seed", self.settings.get("seed"))
+        return found if isinstance(found, (int, str)) else None
 
 
 def is_run(directory: Path) -> bool:
@@ -116,7 +117,7 @@ def _loaded(path: Path, problems: list[str]) -> dict[str, Any]:
     """A mapping out of a JSON or YAML file; empty, with a line on it, if it is damaged."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+        content = json.loads(text) if path.suffix == ".json" else _yaml(text)
     except FileNotFoundError:
         return {}
     except (OSError, RecursionError, ValueError, yaml.YAMLError):
@@ -125,6 +126,13 @@ def _loaded(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path}: damaged, or not a file of tautnet; left out")
         return {}
     return content
+
+
+def _yaml(text: str) -> Any:
+    """Without aliases, which no run writes, and by which few lines would become more than the memory holds."""
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
+        raise ValueError("aliases")
+    return yaml.load(text, _Loader)
 
 
 def _metrics(found: Any, directory: Path, problems: list[str]) -> dict[str, float]:
