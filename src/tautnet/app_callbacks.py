@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import LambdaCallback
-from pytorch_lightning.trainer.states import TrainerFn
 
 from tautnet.callbacks.progress import PlainProgress, RichProgress
 from tautnet.errors import ConfigError
@@ -21,8 +20,7 @@ def settings_writer(settings: dict[str, Any], path: Path) -> pl.Callback:
     """Writes the settings down once no callback has refused them; it stands last."""
 
     def write(trainer: pl.Trainer, _: pl.LightningModule) -> None:
-        tests_what_it_trained = trainer.state.fn == TrainerFn.TESTING and "fit" in settings["run"]
-        if trainer.is_global_zero and not tests_what_it_trained:
+        if trainer.is_global_zero:
             part = path.with_name(f"{path.name}.part")  # a run that is cut off here goes on by a whole file or none
             OmegaConf.save(OmegaConf.create(settings), part)
             part.replace(path)

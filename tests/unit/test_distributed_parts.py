@@ -105,7 +105,8 @@ def test_what_a_process_refuses_is_told_as_it_said_it(launched, monkeypatch):
 
 def test_an_ignored_signal_stays_ignored(launched):
     """As by nohup."""
-    found = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run below nohup
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)  # the tests themselves may run below nohup
+    found = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     launched.start(lambda folder: None)
     assert set(launched.layout.signals_to_handle.split(",")) == {"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"}
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -113,7 +114,8 @@ def test_an_ignored_signal_stays_ignored(launched):
         launched.start(lambda folder: None)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, found)
+        for number, handler in found.items():
+            signal.signal(number, handler)
     assert set(launched.layout.signals_to_handle.split(",")) == {"SIGTERM", "SIGINT", "SIGQUIT"}
 
 
