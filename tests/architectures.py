@@ -1,4 +1,4 @@
-"""Random networks of every layer type that has a Lipschitz bound, and a search for violations of it."""
+"""Random networks of every layer type that has a Lipschitz bound, a search for violations of it, and trained states."""
 
 from __future__ import annotations
 
@@ -307,3 +307,13 @@ def hunt(seed: int, dtype: torch.dtype, num_pairs: int = 12, num_steps: int = 8)
     finally:
         torch.set_default_dtype(previous)
     return report, observed, f"seed {seed}, {dtype}, p = {p}, input {shape}: {net}"
+
+
+def trained_a_little(net: nn.Module, *shape: int) -> nn.Module:
+    """Statistics that are not the initial ones, parameters away from them, in eval mode."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        for _ in range(3):
+            net.train()(2 * torch.randn(16, *shape) + 1)
+    return net.eval()

@@ -8,6 +8,7 @@ import zipfile
 import pytest
 import torch
 import yaml
+from architectures import trained_a_little
 from conftest import CONF, options
 from forked import finish, start, train
 from torch import nn
@@ -165,16 +166,6 @@ def settings_of(group: str, option: str) -> dict:
 DIFFERENT = [
     (group, option) for group, option in PARTS if "defaults:" not in (CONF / group / f"{option}.yaml").read_text()
 ]
-
-
-def trained_a_little(net: nn.Module, *shape: int) -> nn.Module:
-    """Statistics that are not the initial ones, parameters away from them, in eval mode."""
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-        for _ in range(3):
-            net.train()(2 * torch.randn(16, *shape) + 1)
-    return net.eval()
 
 
 def side_by_side(parts: list[tuple[str, str]]) -> nn.Module:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from architectures import trained_a_little
 from torch import nn
 
 from tautnet.activations import LinearSpline, Slaf
@@ -23,16 +24,6 @@ from tautnet.splines import sparsify_
 
 CHANNELS = 4
 SHAPE = (CHANNELS, 3, 2)
-
-
-def trained_a_little(net: nn.Module, *shape: int) -> nn.Module:
-    """Statistics that are not the initial ones, parameters away from them, in eval mode."""
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-        for _ in range(3):
-            net.train()(2 * torch.randn(16, *shape) + 1)
-    return net.eval()
 
 
 def difference(net: nn.Module, other: nn.Module, *shape: int, size: float = 2.0) -> float:
