@@ -5,9 +5,9 @@
     python benchmarks/config_fuzz.py compositions [number, default 10000] [first seed]
 
 Slips are tried on composed settings in this process. Values and compositions are jobs of two batches, each in a process
-of its own with little memory and 20 s of a core; half as many at a time as there are cores. Every finished job is a
-line of outputs/config_fuzz_<what>.jsonl, and the same command goes on where it was stopped. Prints every fault when it
-is met and a table at the end; the exit status is the number of faults, at most 100.
+of its own with little memory and two minutes of a core; half as many at a time as there are cores. Every finished job
+is a line of outputs/config_fuzz_<what>.jsonl, and the same command goes on where it was stopped. Prints every fault
+when it is met and a table at the end; the exit status is the number of faults, at most 100.
 """
 
 import json

@@ -20,7 +20,7 @@ from forked import start, train
 from matplotlib.figure import Figure
 
 MEMORY = 3 << 30  # bytes that a job may take beside what its process starts with
-SECONDS = 20  # of a core
+SECONDS = 120  # of a core; a step of the largest nets with the slowest norm takes 30
 LINE = 1200  # characters of a refusal
 
 
@@ -77,7 +77,7 @@ def run(arguments: list[str], folder: Path) -> Ended:
     folder.mkdir(parents=True)
     file = folder / "seconds"
     process = start(job, str(file), *arguments, "hydra.run.dir=run", folder=folder, HYDRA_FULL_ERROR="0")
-    process.join(20 * SECONDS)
+    process.join(10 * SECONDS)
     if process.exitcode is None:
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
