@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -52,6 +51,7 @@ from tautnet.normalizers import (
     layer_norm,
     no_weight_norm,
 )
+from tautnet.normalizers.weight import parametrised_layers, weights_at_once
 from tautnet.regularizers import OrthonormalityPenalty
 
 Run = Callable[[], object]
@@ -249,18 +249,17 @@ def training_step(output: str, weight: str, depth: int, batch: int, device: str)
     torch.manual_seed(0)
     outputs = {"batch": BatchNorm, "unitize": Unitize, "group": partial(GroupNorm, num_groups=8)}
     weight_norm = Aon(taylor_order=1) if weight == "aon" else no_weight_norm
-    layers = LayerFactory(ReLU, outputs[output], weight_norm)
-    net = cifar_resnet(layers, input_shape=(3, 32, 32), num_outputs=10, depth=depth).to(device)
+    factory = LayerFactory(ReLU, outputs[output], weight_norm)
+    net = cifar_resnet(factory, input_shape=(3, 32, 32), num_outputs=10, depth=depth).to(device)
     penalty = OrthonormalityPenalty(weight=1e-3) if weight == "penalty" else None
     if penalty is not None:
         penalty.attach(net, (3, 32, 32))
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    optimizer, layers = torch.optim.SGD(net.parameters(), lr=0.01), parametrised_layers(net)
     x, targets = torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
 
     def step() -> None:
         optimizer.zero_grad()
-        # every weight is computed once a step, as in the application
-        with parametrize.cached() if weight == "aon" else nullcontext():
+        with weights_at_once(layers):  # as in the application
             loss = F.cross_entropy(net(x), targets)
         (loss if penalty is None else loss + penalty()).backward()
         optimizer.step()
@@ -325,7 +324,7 @@ def main() -> None:
     if "weights" in asked.parts:
         compare_weights([(8, 12), (12, 8)] if quick else MATRICES, rounds, device)
     if "step" in asked.parts:
-        compare_steps(8 if quick else 20, 4 if quick else 128, max(2, rounds // 3), device)
+        compare_steps(8 if quick else 20, 4 if quick else 128, rounds, device)
     if "meter" in asked.parts and not quick:
         compare_meters(4, max(2, rounds // 5), device)
 

@@ -14,10 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from tautnet.activations import Absolute
 from tautnet.backbones import LayerFactory, convnet, mlp
 from tautnet.functional.inverse_root import gram, inverse_root_taylor, scaled_inverse_root
+from tautnet.kernels import spectral
 from tautnet.lipschitz import lipschitz_bound, lipschitz_lower
 from tautnet.normalizers import no_output_norm, power_iteration
-from tautnet.normalizers.aon import Aon
+from tautnet.normalizers.aon import Aon, AonWeight
 from tautnet.normalizers.power_iteration import singular_value
+from tautnet.normalizers.weight import parametrised_layers, weights_at_once
 from tautnet.optim.roles import parameters_by_role
 
 pytestmark = pytest.mark.usefixtures("float64_on_one_thread")
@@ -292,17 +294,22 @@ def test_the_derivative_by_hand_is_that_of_the_formula(shape, groups, settings, 
 
 
 @pytest.mark.parametrize("signs", [(1, 1), (-1, 1), (-1, -1)])
-def test_the_derivative_by_hand_follows_finite_differences_whatever_the_vectors(signs):
+@pytest.mark.parametrize("shape", [(1, 3, 4), (1, 4, 3), (1, 3, 3), (2, 3, 4)])
+@pytest.mark.parametrize("compiler", [True, False])
+def test_the_derivative_by_hand_follows_finite_differences_whatever_the_vectors(signs, shape, compiler, monkeypatch):
+    groups, *sizes = shape
     u, v = (
-        sign * torch.nn.functional.normalize(torch.randn(2, size), dim=1)
-        for sign, size in zip(signs, (3, 4), strict=True)
+        sign * torch.nn.functional.normalize(torch.randn(groups, size), dim=1)
+        for sign, size in zip(signs, sizes, strict=True)
     )
+    if not compiler:
+        monkeypatch.setattr(spectral, "_library", lambda: None)
 
     def formula(matrix):
         root = inverse_root_taylor(matrix / singular_value(matrix, (u, v)), 1)
         return root / singular_value(root, (u, v))
 
-    matrix = (3 * torch.randn(2, 3, 4)).requires_grad_()
+    matrix = (3 * torch.randn(shape)).requires_grad_()
     run = partial(scaled_inverse_root, vectors=(u, v), formula=formula, eps=1e-12, detached=False)
     torch.testing.assert_close(run(matrix), formula(matrix))
     assert torch.autograd.gradcheck(run, matrix)
@@ -713,3 +720,20 @@ def test_weights_that_no_forward_has_seen_are_normalised_all_the_same(mode):
     assert singular_values(first)[0] == pytest.approx(1, abs=0.05)
     assert torch.equal(first, second)
     assert all(torch.equal(value, before[name]) for name, value in vectors_of(layer).state_dict().items())
+
+
+def test_the_weights_of_a_forward_pass_are_computed_at_once_and_once(monkeypatch):
+    computed = []
+    forward = AonWeight.forward
+    monkeypatch.setattr(AonWeight, "forward", lambda self, weight: computed.append(self) or forward(self, weight))
+    net = mlp(LayerFactory(Absolute, no_output_norm, Aon()), (4,), 3, (5, 6))
+    x, layers = torch.randn(7, 4), parametrised_layers(net)
+    assert len(layers) == 3
+    plain = torch.autograd.grad(net(x).sum(), list(net.parameters()))
+    computed.clear()
+    with weights_at_once(layers):
+        assert len(computed) == 3
+        y = net(x)
+    assert len(computed) == 3
+    for found, expected in zip(torch.autograd.grad(y.sum(), list(net.parameters())), plain, strict=True):
+        torch.testing.assert_close(found, expected)

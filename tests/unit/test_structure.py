@@ -42,7 +42,7 @@ ALLOWED = {
     "functional": {"kernels"},
     "kernels": set(),
     "activations": {"functional", "factories", "kernels"},
-    "normalizers": {"functional", "factories"},
+    "normalizers": {"functional", "factories", "kernels"},
     "backbones": {"factories"},
     "lipschitz": {"functional", "factories", "backbones", "activations"},
     "regularizers": {"functional", "factories", "activations", "lipschitz", "normalizers"},

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import comb, inf
+from math import comb
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tautnet.functional.handwritten import differentiated_again, plain_gradients, watched
+from tautnet.kernels import spectral
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -95,76 +96,67 @@ def _taylor(gram_MM: Tensor, order: int) -> Tensor:
 def scaled_inverse_root(
     matrix_GOI: Tensor, vectors: tuple[Tensor, Tensor], formula: Callable[[Tensor], Tensor], eps: float, detached: bool
 ) -> Tensor:
-    r"""H / |u^T H v| with H = T(A A^T) A of order 1 and A = W / |u^T W v|, in few operations.
+    r"""H / |u^T H v| with H = T(A A^T) A of order 1 and A = W / |u^T W v|; one matrix on a CPU in few operations.
 
-    With D the gradient of the result, H = (3 A - K A) / 2 and K = A A^T, E = (D - <D, H'> s u v^T) / |u^T H v|,
+    With D the gradient of the result H', H = (3 A - K A) / 2 and K = A A^T, E = (D - <D, H'> s u v^T) / |u^T H v|,
 
         dL/dA = (3 E - K E - (E A^T + A E^T) A) / 2,    dL/dW = (dL/dA - <dL/dA, A> s' u v^T) / |u^T W v|,
 
-    H' the result, s and s' the signs of u^T H v and u^T W v; of tall matrices all of it on the transposed one.
+    s and s' the signs of u^T H v and u^T W v; of tall matrices the products on the transposed ones.
 
     Args:
         matrix_GOI: W, shape (G, O, I).
         vectors: u (G, O) and v (G, I), constants.
-        formula: the same in operations that autograd knows, for what has to be traced, transformed or differentiated
-            twice.
+        formula: the same in operations that autograd knows, for several matrices, other devices, and what has to be
+            traced, transformed or differentiated twice.
         eps: divisors up to this are 1, and constant.
         detached: take all divisors for constants.
     """
-    if watched(matrix_GOI):
+    matrix_GOI, u_GO, v_GI = (tensor.contiguous() for tensor in (matrix_GOI, *vectors))
+    if len(matrix_GOI) != 1 or watched(matrix_GOI) or not spectral.serves(matrix_GOI, u_GO, v_GI):
         return formula(matrix_GOI)
-    u_GO1, v_GI1 = (vector.unsqueeze(2) for vector in vectors)
-    if matrix_GOI.shape[1] > matrix_GOI.shape[2]:
-        transposed = _scaled(matrix_GOI.mT, v_GI1, u_GO1, lambda rows: formula(rows.mT).mT, eps, detached)
-        return transposed.mT
-    return _scaled(matrix_GOI, u_GO1, v_GI1, formula, eps, detached)
+    return _scaled(matrix_GOI, u_GO[0], v_GI[0], formula, eps, detached)
 
 
 class _ScaledInverseRoot(torch.autograd.Function):
-    """Of wide matrices (G, M, N), by the formulas above; vectors are (G, M, 1) and (G, N, 1)."""
+    """Of one matrix (1, O, I), by the formulas above; vectors are (O,) and (I,)."""
 
     @staticmethod
     def forward(
         ctx: Any, matrix: Tensor, u: Tensor, v: Tensor, formula: Callable[[Tensor], Tensor], eps: float, detached: bool
     ) -> Tensor:
-        first = torch.bmm(u.mT, torch.bmm(matrix, v))
-        scale = _divisor(first, eps)
-        scaled = matrix / scale
-        gram_MM = torch.bmm(scaled, scaled.mT)
-        root = torch.baddbmm(scaled, gram_MM, scaled, beta=1.5, alpha=-0.5)
-        second = torch.bmm(u.mT, torch.bmm(root, v))
-        sigma = _divisor(second, eps)
-        result = root.div_(sigma)
-        ctx.save_for_backward(matrix, scaled, gram_MM, result, u, v, first, scale, second, sigma)
-        ctx.formula, ctx.eps = formula, inf if detached else eps
-        return result
+        scaled, first = spectral.divide(matrix[0], u, v, eps)
+        rows_MN = _wide(scaled)
+        gram_MM = rows_MN @ rows_MN.T
+        root_MN = torch.addmm(rows_MN, gram_MM, rows_MN, beta=1.5, alpha=-0.5)
+        result, second = spectral.divide(_shaped(root_MN, scaled), u, v, eps)
+        ctx.save_for_backward(matrix, scaled, gram_MM, result, u, v)
+        ctx.first, ctx.second, ctx.formula, ctx.eps, ctx.detached = first, second, formula, eps, detached
+        return result[None]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        matrix, scaled, gram_MM, result, u, v, first, scale, second, sigma = ctx.saved_tensors
+        matrix, scaled, gram_MM, result, u, v = ctx.saved_tensors
         if differentiated_again(grad):
             return *plain_gradients(ctx.formula, (matrix,), grad, (True,)), *[None] * 5
-        of_root = _through_division(grad, result, u, v, second, sigma, ctx.eps)
-        of_gram = torch.bmm(of_root, scaled.mT)
-        of_scaled = torch.baddbmm(of_root, gram_MM, of_root, beta=1.5, alpha=-0.5)
-        of_scaled.baddbmm_(of_gram + of_gram.mT, scaled, alpha=-0.5)
-        return _through_division(of_scaled, scaled, u, v, first, scale, ctx.eps), *[None] * 5
+        of_root = spectral.divide_backward(grad[0].contiguous(), result, u, v, ctx.second, ctx.eps, ctx.detached)
+        rows_MN, of_rows_MN = _wide(scaled), _wide(of_root)
+        of_gram = of_rows_MN @ rows_MN.T
+        of_scaled = torch.addmm(of_rows_MN, gram_MM, of_rows_MN, beta=1.5, alpha=-0.5)
+        of_scaled.addmm_(of_gram + of_gram.T, rows_MN, alpha=-0.5)
+        of_scaled = _shaped(of_scaled, scaled)
+        of_matrix = spectral.divide_backward(of_scaled, scaled, u, v, ctx.first, ctx.eps, ctx.detached)
+        return of_matrix[None], *[None] * 5
 
 
 _scaled: Callable[..., Tensor] = _ScaledInverseRoot.apply
 
 
-def _divisor(value: Tensor, eps: float) -> Tensor:
-    size = value.abs()
-    return torch.where(size > eps, size, 1)
+def _wide(matrix_OI: Tensor) -> Tensor:
+    """The matrix or, of a tall one, its transpose."""
+    return matrix_OI if matrix_OI.shape[0] <= matrix_OI.shape[1] else matrix_OI.T
 
 
-def _through_division(
-    grad: Tensor, quotient: Tensor, u: Tensor, v: Tensor, value: Tensor, divisor: Tensor, eps: float
-) -> Tensor:
-    """The gradient of B from that of B / d, d = |value| where that is above eps, else constant; value = u^T B v."""
-    if eps == inf:
-        return grad / divisor
-    along = torch.bmm(grad.reshape(len(grad), 1, -1), quotient.reshape(len(grad), -1, 1))
-    slope = value.sign() * (value.abs() > eps)
-    return torch.baddbmm(grad, u * (along * slope), v.mT, alpha=-1).div_(divisor)
+def _shaped(wide_MN: Tensor, matrix_OI: Tensor) -> Tensor:
+    """Undo ``_wide``."""
+    return wide_MN if wide_MN.shape == matrix_OI.shape else wide_MN.T.contiguous()

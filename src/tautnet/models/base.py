@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from math import inf, isfinite
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from tautnet.models.network import build_net
 from tautnet.models.ranks import log_alike
 from tautnet.models.stage_metrics import SampleMean
 from tautnet.normalizers import synchronise_
+from tautnet.normalizers.weight import parametrised_layers, weights_at_once
 from tautnet.optim.joint import JointOptimizer, current_rates
 from tautnet.optim.roles import parameters_by_role
 from tautnet.optim.settings import make_optimizer, role_settings
@@ -79,6 +81,7 @@ class AbstractModel(pl.LightningModule, ABC):
         self._total_steps = inf
         self._warned: set[str] = set()  # stages
         self._projected = [module for module in self.modules() if isinstance(module, Projected)]
+        self._parametrised = parametrised_layers(self.net)
 
     @abstractmethod
     def task_loss(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
@@ -104,7 +107,8 @@ class AbstractModel(pl.LightningModule, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output."""
-        return self.net(x)
+        with nullcontext() if torch.compiler.is_compiling() else weights_at_once(self._parametrised):
+            return self.net(x)
 
     @property
     def progress(self) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, nan
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tautnet.functional.handwritten import watched
+from tautnet.kernels import spectral
 
 _NUM_AT_START = 15
 
@@ -43,8 +46,9 @@ class TopSingularVectors(nn.Module):
         for name, size, persistent in (("u_GO", outputs, True), ("v_GI", inputs, True), ("probe_GI", inputs, False)):
             start = torch.randn(groups, size, generator=generator, dtype=torch.float64, device="cpu")
             self.register_buffer(name, F.normalize(start, dim=1).to(matrix_GOI), persistent)
-        self.register_buffer("seen_GO", _times(matrix_GOI, self.probe_GI))
-        self.advance_(matrix_GOI, _NUM_AT_START)
+        self.register_buffer("seen_GO", matrix_GOI.new_full((groups, outputs), nan))
+        with torch.no_grad():
+            self._follow_(matrix_GOI.detach(), _NUM_AT_START)
 
     def forward(self, matrix_GOI: Tensor, num_iterations: int) -> tuple[Tensor, Tensor]:
         """Vectors u (G, O) and v (G, I) for matrices (G, O, I), of length 1, in their type and without gradient.
@@ -55,12 +59,29 @@ class TopSingularVectors(nn.Module):
         follows = self.training and torch.is_grad_enabled() and not transformed  # transforms cannot write buffers
         with torch.no_grad():
             if follows:
-                seen_GO = _times(matrix_GOI, self.probe_GI.to(matrix_GOI)).to(self.seen_GO)
-                self.advance_(matrix_GOI, num_iterations, (seen_GO != self.seen_GO).any(1, keepdim=True))
-                self.seen_GO.copy_(seen_GO)
-            # normalize makes new tensors: what a graph keeps, a later iteration does not overwrite
-            u_GO, v_GI = (F.normalize(buffer.to(matrix_GOI), dim=1) for buffer in (self.u_GO, self.v_GI))
-            return (u_GO, v_GI) if follows else _iterated(matrix_GOI, u_GO, v_GI, _NUM_AT_START)
+                return self._follow_(matrix_GOI, num_iterations)
+            return _iterated(matrix_GOI, *self._units(matrix_GOI), _NUM_AT_START)
+
+    def _follow_(self, matrix_GOI: Tensor, num_iterations: int) -> tuple[Tensor, Tensor]:
+        """Advance where the matrices are others than those seen last; the vectors."""
+        if self._alone(matrix_GOI):
+            vectors = self.probe_GI[0], self.seen_GO[0], self.u_GO[0], self.v_GI[0]
+            u_O, v_I = spectral.follow_(matrix_GOI[0], *vectors, num_iterations)
+            return u_O[None], v_I[None]
+        seen_GO = _times(matrix_GOI, self.probe_GI.to(matrix_GOI)).to(self.seen_GO)
+        self.advance_(matrix_GOI, num_iterations, (seen_GO != self.seen_GO).any(1, keepdim=True))
+        self.seen_GO.copy_(seen_GO)
+        return self._units(matrix_GOI)
+
+    def _units(self, matrix_GOI: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors at length 1, new tensors: what a graph keeps, a later iteration does not overwrite."""
+        u_GO, v_GI = (F.normalize(buffer.to(matrix_GOI), dim=1) for buffer in (self.u_GO, self.v_GI))
+        return u_GO, v_GI
+
+    def _alone(self, matrix_GOI: Tensor) -> bool:
+        """Whether it is one matrix that the native kernel takes."""
+        buffers = (self.probe_GI, self.seen_GO, self.u_GO, self.v_GI)
+        return len(matrix_GOI) == 1 and not watched(matrix_GOI) and spectral.serves(matrix_GOI, *buffers)
 
     @torch.no_grad()
     def advance_(self, matrix_GOI: Tensor, num_iterations: int, where_G1: Tensor | None = None) -> None:

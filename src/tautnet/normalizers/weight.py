@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import prod, sqrt
 
 import torch
@@ -52,14 +53,36 @@ def groups_of(layer: nn.Module) -> int:
 
 
 def without_autocast(weight: Tensor) -> AbstractContextManager[object]:
-    """Keeps the products of matrices in the weight's own type; on the meta device, which has no autocast, nothing."""
-    return nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False)
+    """Keeps the products of matrices in the weight's own type."""
+    device = weight.device.type  # the meta device has no autocast; entering where none is on takes time for nothing
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def parametrised(layer: nn.Module, weight: nn.Module) -> nn.Module:
     """The layer, its weight now that which the module ``weight`` makes of it."""
     parametrize.register_parametrization(layer, "weight", weight)
     return layer
+
+
+def parametrised_layers(net: nn.Module) -> list[nn.Module]:
+    """Those whose weights are computed from others."""
+    return [module for module in net.modules() if parametrize.is_parametrized(module)]
+
+
+@contextmanager
+def weights_at_once(layers: list[nn.Module]) -> Iterator[None]:
+    """Compute the weights of parametrised layers now, one after the other, for all that reads them inside.
+
+    Between two convolutions the same short operations take several times as long: the caches hold images by then. Their
+    gradients come one after the other too, at the end of the backward pass.
+    """
+    with parametrize.cached():
+        for layer in layers:
+            assert isinstance(layer.parametrizations, nn.ModuleDict)
+            for name in layer.parametrizations:
+                getattr(layer, name)
+        yield
 
 
 def rounding_margin(weight: Tensor, groups: int) -> float:
