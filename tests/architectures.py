@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from tautnet.activations import ELU, GELU, Absolute, LeakyReLU, LinearSpline, MaxMin, PReLU, ReLU
+from tautnet.activations import ELU, GELU, Absolute, GroupSort, LeakyReLU, LinearSpline, PReLU, ReLU
 from tautnet.backbones.blocks import Concatenation, Residual, Scale
 from tautnet.lipschitz import LipschitzReport, lipschitz_bound
 from tautnet.normalizers import Aol, Aon, BatchNorm, Bjorck, GroupNorm, RmsNorm, Spectral, Unitize, layer_norm
@@ -131,7 +131,7 @@ class Architect:
         own = [
             ReLU,
             Absolute,
-            MaxMin,
+            lambda c: GroupSort(c, 3),
             GELU,
             PReLU,
             lambda c: LeakyReLU(c, self.random.choice([-1.5, 0.2])),

@@ -1,5 +1,6 @@
 """A real run, moved to a hostile name, as pictures and as a page that is looked at in a browser."""
 
+import csv
 import json
 import re
 import shutil
@@ -16,6 +17,8 @@ from tautnet.__main__ import main
 from tautnet.report import learned, look
 from tautnet.report.records import read_record
 from tautnet.report.run_page import run_page
+from tautnet.splines import evaluate
+from tautnet.splines.curves import curve_values
 
 HOSTILE = "<script>alert(1)<|script> $\\frac{1}$ &amp; é"  # of a file name all that is allowed
 SETTINGS = (
@@ -69,6 +72,7 @@ def test_a_page_in_a_browser(run, pages, name):
         for key, value in metrics.items() if name == "run.html" else ():
             assert key in text
             assert f"{float(value):.6g}" in text
+        assert ("Formulas of " in text) is (name == "run.html")
         assert (HOSTILE if name == "run.html" else "data=<b>1</b>") in text
         unnamed = "[...document.querySelectorAll('[role=img], [role=region]')].filter(e => !e.ariaLabel).length"
         assert visit.page.evaluate(unnamed) == 0
@@ -136,7 +140,27 @@ def test_pictures(run, tmp_path, capsys, monkeypatch):
     before, after, sparse = (line.get_ydata() for line in drawn[min(activations)].axes[0].lines[::2])
     assert len(before) == len(after) == len(sparse) == 11 + 2
     assert not (before == after).all()
-    assert f"{len(drawn)} pictures" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{len(drawn)} pictures" in said
+    with (tmp_path / "pictures" / "formulas.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    opened = learned.open_learned(run)
+    splines = learned.activations_of(opened.sparse)
+    assert [row["layer"] for row in rows] == [
+        path for path, spline in splines.items() for _ in range(spline.num_curves)
+    ]
+    fitting = 0
+    for row in rows:
+        lo, hi = opened.visited[row["layer"]]
+        assert (float(row["from"]), float(row["to"])) == (pytest.approx(lo, rel=1e-3), pytest.approx(hi, rel=1e-3))
+        x = torch.linspace(lo, hi, 101, dtype=torch.float64)
+        y = curve_values(splines[row["layer"]], x.unsqueeze(0))[int(row["curve"])]
+        error = float((evaluate(row["formula"], x) - y).square().mean().sqrt() / y.std())
+        assert error == pytest.approx(float(row["relative error"]), rel=0.2, abs=1e-3)
+        fitting += row["fit"] != "none; nearest"
+    assert f"formulas.csv: formulas of {fitting} of {len(rows)} learned curves" in said
+    assert main(["plot", str(run), "--tolerance", "2"]) == 2
+    assert capsys.readouterr().err == "error: --tolerance 2: above 0, at most 1\n"
 
 
 def test_what_an_unfinished_run_has(run, tmp_path):

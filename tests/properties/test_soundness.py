@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tautnet.activations import ELU, GELU, Absolute, LeakyReLU, LinearSpline, MaxMin, PReLU, ReLU
+from tautnet.activations import ELU, GELU, Absolute, GroupSort, LeakyReLU, LinearSpline, PReLU, ReLU
 from tautnet.backbones import LayerFactory, Residual, cifar_resnet, convnet, mlp
 from tautnet.lipschitz import lipschitz_bound, lipschitz_lower
 from tautnet.normalizers import BatchNorm, Unitize, no_output_norm, no_weight_norm
@@ -19,7 +19,7 @@ ACTIVATIONS = {
     "elu": lambda c: ELU(c, 1.5),
     "gelu": GELU,
     "absolute": Absolute,
-    "maxmin": MaxMin,
+    "groupsort": lambda c: GroupSort(c, 3),
     "prelu": PReLU,
     "spline": lambda c: LinearSpline(c, 9, 2.0),
     "spline_layer": lambda c: LinearSpline(c, 6, 1.0, sharing="layer", linear_term=True),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tautnet.activations import LinearSpline, MaxMin, ReLU, Slaf
+from tautnet.activations import GroupSort, LinearSpline, ReLU, Slaf
 from tautnet.activations.base import AbstractActivation
 from tautnet.config import ConfigError
 from tautnet.models.activation_at import place_activations_
@@ -23,7 +23,7 @@ def net(settings):
 
 
 def kinds(net):
-    found = {p: type(m) for p, m in net.named_modules() if isinstance(m, AbstractActivation | MaxMin)}
+    found = {p: type(m) for p, m in net.named_modules() if isinstance(m, AbstractActivation | GroupSort)}
     return found, [path for path, kind in found.items() if kind is ReLU]
 
 
@@ -49,7 +49,7 @@ def test_all_but_the_first_block_of_each_stage(net):
 
 
 def test_of_other_activations_too(net):
-    assert kinds(net("activation=maxmin", "model.activation_at.exclude=[last]"))[0].popitem()[1] is ReLU
+    assert kinds(net("activation=groupsort", "model.activation_at.exclude=[last]"))[0].popitem()[1] is ReLU
     spline = kinds(net("activation=spline", "model=mlp", "model.activation_at.include=[last]"))[0]
     assert list(spline.values()) == [ReLU, LinearSpline]
 

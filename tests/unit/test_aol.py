@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tautnet.activations import MaxMin
+from tautnet.activations import GroupSort
 from tautnet.backbones import LayerFactory, convnet, mlp
 from tautnet.lipschitz import lipschitz_bound, lipschitz_lower
 from tautnet.normalizers import Aol, Spectral, no_output_norm
@@ -155,7 +155,7 @@ def test_state_and_roles():
 
 @pytest.mark.parametrize("shape", [(3,), (2, 6, 6)])
 def test_a_network_is_bounded_by_one(shape):
-    factory = LayerFactory(MaxMin, no_output_norm, Aol())
+    factory = LayerFactory(GroupSort, no_output_norm, Aol())
     net = mlp(factory, shape, 3, (7, 5)) if len(shape) == 1 else convnet(factory, shape, 3, (4, 3))
     report = lipschitz_bound(net, shape)
     assert 0 < lipschitz_lower(net, torch.randn(50, *shape)) <= report.total <= 1 + 1e-8

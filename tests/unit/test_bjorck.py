@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tautnet.activations import Absolute, LeakyReLU, MaxMin
+from tautnet.activations import Absolute, GroupSort, LeakyReLU
 from tautnet.backbones import LayerFactory, convnet, mlp
 from tautnet.lipschitz import lipschitz_bound, lipschitz_lower
 from tautnet.normalizers import Bjorck, no_output_norm
@@ -198,7 +198,7 @@ def test_settings_out_of_range_are_refused(name, value):
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", [Absolute, MaxMin, lambda c: LeakyReLU(c, -1.0)])
+@pytest.mark.parametrize("activation", [Absolute, GroupSort, lambda c: LeakyReLU(c, -1.0)])
 @pytest.mark.parametrize("shape", [(3,), (2, 6, 6)])
 def test_a_network_is_bounded_by_one_and_what_is_observed_by_the_bound(activation, shape):
     factory = LayerFactory(activation, no_output_norm, Bjorck())

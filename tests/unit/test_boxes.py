@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tautnet.activations import ELU, GELU, Absolute, LinearSpline, MaxMin, PReLU
+from tautnet.activations import ELU, GELU, Absolute, GroupSort, LinearSpline, PReLU
 from tautnet.backbones.blocks import Concatenation, Residual, Scale
 from tautnet.functional import linear_spline as functional
 from tautnet.lipschitz.boxes import propagate
@@ -105,7 +105,7 @@ STOCK = [
     GELU(4),
     ELU(4),
     PReLU(4),
-    MaxMin(4),
+    GroupSort(4, 3),
     Scale(-2.0),
     BatchNorm(4),
     Unitize(4),

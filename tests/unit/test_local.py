@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tautnet.activations import GELU, Absolute, LinearSpline, MaxMin, ReLU
+from tautnet.activations import GELU, Absolute, GroupSort, LinearSpline, ReLU
 from tautnet.backbones.blocks import Concatenation, Residual
 from tautnet.lipschitz.bound import lipschitz_bound
 from tautnet.lipschitz.enclosure import channel_norms, matrix_norm
@@ -83,7 +83,7 @@ NETS = {
     "spline_scaled": lambda: dense(lambda c: LinearSpline(c, 9, 2.0, learn_scale=True, linear_term=True)),
     "relu": lambda: dense(ReLU),
     "gelu": lambda: dense(GELU),
-    "maxmin": lambda: dense(MaxMin),
+    "groupsort": lambda: dense(lambda c: GroupSort(c, 3)),
     "stock": lambda: dense(lambda c: nn.LeakyReLU(-0.7)),
     "tanh": lambda: dense(lambda c: nn.Tanh()),
     "softmax": lambda: (nn.Sequential(nn.Linear(4, 6), nn.Softmax(1), nn.Linear(6, 3)), (4,)),
@@ -96,7 +96,7 @@ NETS = {
             nn.Linear(5, 6),
             Residual(nn.Sequential(nn.Linear(6, 6), LinearSpline(6, 7, 2.0), nn.Linear(6, 6)), nn.Identity()),
             Concatenation(nn.Linear(6, 3), LinearSpline(6, 5, 1.0), nn.Identity()),
-            Residual(nn.Sequential(MaxMin(15), nn.Linear(15, 15)), nn.Sequential(MaxMin(15), nn.Linear(15, 15))),
+            Residual(nn.Sequential(GroupSort(15), nn.Linear(15, 15)), nn.Sequential(GroupSort(15), nn.Linear(15, 15))),
             Absolute(15),
             nn.Linear(15, 3),
         ),
@@ -170,8 +170,8 @@ def test_constants_grow_with_the_ball_and_are_smaller_than_the_global_one():
 
 
 def test_branches_that_restart_behind_different_layers_are_not_mixed_up():
-    """MaxMin ends an enclosure with the constant 1: what follows in two branches must not be summed as matrices."""
-    swap = nn.Sequential(MaxMin(2), nn.Linear(2, 2, bias=False))
+    """GroupSort ends an enclosure with the constant 1: what follows in two branches must not be summed as matrices."""
+    swap = nn.Sequential(GroupSort(2), nn.Linear(2, 2, bias=False))
     keep = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         swap[1].weight.copy_(torch.tensor([[-1.0, 0.0], [0.0, -1.0]]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tautnet.activations import LeakyReLU, LinearSpline, MaxMin, ReLU
+from tautnet.activations import GroupSort, LeakyReLU, LinearSpline, ReLU
 from tautnet.backbones import LayerFactory, convnet, mlp
 from tautnet.lipschitz import lipschitz_bound, lipschitz_lower
 from tautnet.lipschitz import lower as module
@@ -114,7 +114,7 @@ def test_ascent_finds_a_steep_piece_away_from_the_data(p):
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
-@pytest.mark.parametrize("make", [dense_net, lambda: dense_net(LeakyReLU), lambda: dense_net(MaxMin, Unitize)])
+@pytest.mark.parametrize("make", [dense_net, lambda: dense_net(LeakyReLU), lambda: dense_net(GroupSort, Unitize)])
 def test_more_steps_see_more_and_never_more_than_the_bound(p, make):
     gains = []
     for seed in range(4):
@@ -219,7 +219,7 @@ def test_rounding_of_float32_does_not_pass_a_tight_bound(p, num_steps, seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_orthogonal_nets_in_float32_stay_within_the_stated_margin(seed):
     torch.manual_seed(seed)
-    factory = LayerFactory(MaxMin, no_output_norm, Bjorck())
+    factory = LayerFactory(GroupSort, no_output_norm, Bjorck())
     net = mlp(factory, (6,), 6, (6,) * 10).float()
     x = torch.randn(20, 6).float()
     bound = lipschitz_bound(net, (6,)).total

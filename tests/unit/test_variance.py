@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tautnet.activations import ELU, LinearSpline, MaxMin, ReLU
+from tautnet.activations import ELU, GroupSort, LinearSpline, ReLU
 from tautnet.backbones import LayerFactory, mlp
 from tautnet.backbones.blocks import Residual
 from tautnet.callbacks.discriminant_monitor import DiscriminantMonitor, discriminant
@@ -335,7 +335,7 @@ def test_a_norm_in_front_makes_the_loss_nearly_independent_of_scale():
 
 def test_layers_are_found_wherever_they_are_but_for_the_output():
     body = nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU())
-    middle = (MaxMin(4), nn.Linear(4, 6), LinearSpline(6, 9, 2.0), nn.Flatten())
+    middle = (GroupSort(4), nn.Linear(4, 6), LinearSpline(6, 9, 2.0), nn.Flatten())
     net = nn.Sequential(Residual(body, nn.Identity()), *middle, nn.Linear(6, 2), nn.Sigmoid(), nn.Flatten())
     penalty = attached(net)
     assert list(penalty.betas()) == ["0.body.1", "1", "3"]

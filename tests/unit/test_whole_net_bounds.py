@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tautnet.activations import GELU, Absolute, LeakyReLU, LinearSpline, MaxMin, PReLU, ReLU
+from tautnet.activations import GELU, Absolute, GroupSort, LeakyReLU, LinearSpline, PReLU, ReLU
 from tautnet.backbones import LayerFactory, convnet, mlp
 from tautnet.backbones.blocks import Concatenation, Residual, Scale
 from tautnet.lipschitz import UnboundedError, lipschitz_bound, paper_bound
@@ -80,7 +80,7 @@ def test_slopes_fold_forwards_through_pooling_and_flatten():
     activation.weight.data.copy_(torch.tensor([100.0, 1.0]))
     head = nn.Linear(8, 1)
     head.weight.data.copy_(torch.tensor([[0.01] * 4 + [1.0] * 4]))
-    net = nn.Sequential(Scale(1.0), MaxMin(2), activation, nn.MaxPool2d(2), nn.Flatten(), head)
+    net = nn.Sequential(Scale(1.0), GroupSort(2), activation, nn.MaxPool2d(2), nn.Flatten(), head)
     product, folded, _ = bounds(net, 2, 4, 4)
     assert product == pytest.approx(100 * math.sqrt(4 * 1.0001))
     assert folded == pytest.approx(100 * math.sqrt(4 * (0.01**2 + 0.01**2)))

@@ -2,8 +2,8 @@
 
 from tautnet.activations.base import AbstractActivation
 from tautnet.activations.fixed import ELU, GELU, Absolute, LeakyReLU, ReLU, Tanh
+from tautnet.activations.group_sort import GroupSort
 from tautnet.activations.linear_spline import LinearSpline
-from tautnet.activations.maxmin import MaxMin
 from tautnet.activations.prelu import PReLU
 from tautnet.activations.relu_sum import ReluSum
 from tautnet.activations.slaf import Slaf
@@ -13,9 +13,9 @@ __all__ = [
     "GELU",
     "Absolute",
     "AbstractActivation",
+    "GroupSort",
     "LeakyReLU",
     "LinearSpline",
-    "MaxMin",
     "PReLU",
     "ReLU",
     "ReluSum",

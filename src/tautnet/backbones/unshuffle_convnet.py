@@ -43,8 +43,8 @@ def unshuffle_convnet(
     Source: Prach, Brau, Buttazzo, Lampert (2024), the ConvNet of "1-Lipschitz layers compared", read in the authors'
     code; the paper's table of it was not seen. Difference: they pad the image to ``width`` channels of zeros and drop
     half of the channels behind each block and all but the classes behind a square head; here what would be zero or
-    dropped is not computed. With free weights these are the same functions, of fewer parameters. Theirs has MaxMin
-    throughout and no normalizer of outputs; here both are the factory's.
+    dropped is not computed. With free weights these are the same functions, of fewer parameters. Theirs has
+    MaxMin throughout and no normalizer of outputs; here both are the factory's.
 
     Args:
         layers: makes the layers.

@@ -12,7 +12,7 @@ from tautnet.cli import a_run
 HELP = "pictures of what a run has learned"
 DESCRIPTION = """\
 Draws, as PNG and as SVG: each learned activation before training, after it and after
-sparsification; the singular values of the weights; the Lipschitz constant of each layer;
+sparsification, and a table of formulas; the singular values of the weights; the Lipschitz constant of each layer;
 and what was logged over time: losses, accuracy, Lipschitz bound against what is observed,
 knots, TV(2), covariate shift (callbacks=ics), variance constancy (callbacks=variance).
 Of an unfinished run it draws what there is. Pictures of the same name are replaced."""
@@ -25,15 +25,25 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the pictures, made when needed; default: plots in the run"
     )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="largest error of a formula, relative to its curve's spread; above 0, at most 1; default: %(default)s",
+    )
 
 
 def run(arguments: Namespace) -> int:
     """Draw, and print what was drawn."""
     from tautnet.errors import ConfigError
     from tautnet.report import figures, look
+    from tautnet.report.curve_formulas import write_formulas
     from tautnet.report.learned import has_checkpoints, open_learned
     from tautnet.report.records import is_run, read_record
 
+    if not 0 < arguments.tolerance <= 1:
+        raise ConfigError(f"--tolerance {arguments.tolerance:g}: above 0, at most 1")
     directory = arguments.run if arguments.run.is_dir() else arguments.run.parent.parent
     record = read_record(directory) if is_run(directory) else None
     folder = arguments.output or directory / "plots"
@@ -49,6 +59,7 @@ def run(arguments: Namespace) -> int:
         logged = chain(figures.of_curves(record), figures.of_certificates(record)) if record is not None else ()
         for name, what, figure in chain(of_weights, logged):  # one at a time: a large network has many
             written.append((what, look.save(figure, folder, name)))
+    table = write_formulas(learned, folder, arguments.tolerance) if learned is not None else ""
     notes = learned.notes if learned is not None else ["there is no checkpoint: nothing of the weights is drawn"]
     for note in [*notes, *(record.problems if record is not None else ())]:
         sys.stderr.write(f"note: {note}\n")
@@ -56,5 +67,7 @@ def run(arguments: Namespace) -> int:
         raise ConfigError(f"{directory}: nothing to draw, it has neither checkpoints nor logs")
     for what, files in written:
         sys.stdout.write(f"{', '.join(file.name for file in files)}: {what}\n")
+    if table:
+        sys.stdout.write(f"{table}\n")
     sys.stdout.write(f"{len(written)} pictures, each as PNG and SVG, in {folder}\n")
     return 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from tautnet.activations import MaxMin, ReLU
+from tautnet.activations import GroupSort, ReLU
 from tautnet.activations.base import AbstractActivation
 from tautnet.config import ConfigError
 from tautnet.normalizers.selection import matching
@@ -43,7 +43,7 @@ def place_activations_(net: nn.Module, config: dict[str, Any]) -> None:
     activations = {
         path: module
         for path, module in net.named_modules(remove_duplicate=False)
-        if isinstance(module, AbstractActivation | MaxMin)
+        if isinstance(module, AbstractActivation | GroupSort)
     }
     try:
         kept = matching(list(activations), include, exclude)

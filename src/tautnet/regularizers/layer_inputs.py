@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tautnet.activations import AbstractActivation, MaxMin
+from tautnet.activations import AbstractActivation, GroupSort
 
 _RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold, nn.Hardtanh)
 _SMOOTH = (nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Softplus)
 _SATURATED = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanh, nn.Softsign)
 _SHRINKING = (nn.Tanhshrink, nn.Softshrink, nn.Hardshrink)
-ACTIVATIONS = (AbstractActivation, MaxMin, *_RECTIFIERS, *_SMOOTH, *_SATURATED, *_SHRINKING)
+ACTIVATIONS = (AbstractActivation, GroupSort, *_RECTIFIERS, *_SMOOTH, *_SATURATED, *_SHRINKING)
 
 
 @dataclass

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from tautnet import checkpoints
-from tautnet.activations import AbstractActivation, LinearSpline, Slaf
+from tautnet.activations import AbstractActivation, LinearSpline
 from tautnet.callbacks.weight_spectrum import singular_values
 from tautnet.errors import ConfigError
 from tautnet.factories import DataError
 from tautnet.normalizers.selection import select_layers
 from tautnet.report.look import BLUE, MUTED, ORANGE, SHADE, legend_below, panels, sampled, title
+from tautnet.splines.curves import curve_values
 from tautnet.targets import allowing
 from tautnet.trained import Trained, open_trained
 
@@ -164,12 +165,8 @@ def _curves(activation: AbstractActivation, lo: float, hi: float) -> tuple[Tenso
         before = y_CK[:, :1] + (first - x_CK[:, :1]) * slopes_CK[:, :1]
         after = y_CK[:, -1:] + (last - x_CK[:, -1:]) * slopes_CK[:, -1:]
         return torch.cat([first, x_CK, last], dim=1), torch.cat([before, y_CK, after], dim=1)
-    parameter = next(activation.parameters())
-    x_S = torch.linspace(lo, hi, 101, dtype=parameter.dtype)
-    if isinstance(activation, Slaf):
-        y_CS = activation.curves(x_S)
-    else:
-        y_CS = activation(x_S.expand(1, activation.num_channels, -1))[0]
+    x_S = torch.linspace(lo, hi, 101, dtype=torch.float64)
+    y_CS = curve_values(activation, x_S.unsqueeze(0))
     return x_S.expand_as(y_CS), y_CS
 
 

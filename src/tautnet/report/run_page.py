@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from math import isfinite
 
@@ -11,11 +11,13 @@ import yaml
 
 from tautnet import logkeys
 from tautnet.errors import ConfigError
-from tautnet.report import figures, look
+from tautnet.report import curve_formulas, figures, look
 from tautnet.report.charts import Named
 from tautnet.report.html import Html, element, folded, joined, page, picture, section, table, unbroken
 from tautnet.report.learned import Learned, activations_of, has_checkpoints, open_learned
+from tautnet.report.look import sampled
 from tautnet.report.records import RunRecord
+from tautnet.splines import Formula
 
 MOST_CURVES, MOST_LAYERS = 8, 8  # panels of an activation, and activations, on a page
 
@@ -129,7 +131,19 @@ def _learned(learned: Learned, shown: dict[str, Html]) -> list[Html]:
         sentence += " No activation is learned."
     elif len(activations) > MOST_LAYERS:
         sentence += f" {MOST_LAYERS} of {len(activations)} learned activations; tautnet plot draws more."
-    return [element("p", sentence), element("div", *pictures, _class="figures")]
+    formulas = curve_formulas.found(
+        learned, curve_formulas.TOLERANCE, sampled([*activations], MOST_LAYERS), MOST_CURVES
+    )
+    return [element("p", sentence), element("div", *pictures, _class="figures"), *_formulas(formulas)]
+
+
+def _formulas(found: Mapping[str, Mapping[int, Formula]]) -> list[Html]:
+    fitting, count = curve_formulas.count(found)
+    if not count:
+        return []
+    caption = f"The curves that are drawn, to a relative error of {curve_formulas.TOLERANCE:g}; tautnet plot writes all"
+    rows = [cells[:-1] for cells in curve_formulas.rows(found)]
+    return [folded(f"Formulas of {fitting} of {count} curves", table(rows, caption, 4))]
 
 
 def _lipschitz(record: RunRecord, learned: Learned | None, shown: dict[str, Html]) -> list[Html]:

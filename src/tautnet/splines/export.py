@@ -29,6 +29,7 @@ _UNREADABLE = (
     *(OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, TokenError),  # not what was written
     *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),  # something else in it
 )
+_TEXTS = ("name", "formula", "formula_error")  # and what may be missing
 _SEVERAL_A_CURVE = ("knots", "values", "slopes")
 
 
@@ -76,31 +77,49 @@ def to_plain(net: nn.Module, tolerance: float | None = None) -> nn.Module:
     return plain
 
 
-def save_json(net: nn.Module, path: str | Path, tolerance: float | None = None, name_tolerance: float = 1e-3) -> None:
+def save_json(
+    net: nn.Module,
+    path: str | Path,
+    tolerance: float | None = None,
+    name_tolerance: float = 1e-3,
+    formula_tolerance: float | None = 0.01,
+) -> None:
     """Write the curves of every ``LinearSpline`` as JSON.
 
     ``{"format", "version", "layers": {path: {"num_channels", "sharing", "spatial_shape", "grid_range", "curves":
-    [{"name", "knots", "values", "slopes", "value_at_0", "error"}]}}}``, explained at ``SplineTable`` and ``Curve``;
-    the numbers are exact. The file is there as a whole or not at all.
+    [{"name", "knots", "values", "slopes", "value_at_0", "error", "formula", "formula_error"}]}}}``, explained at
+    ``SplineTable`` and ``Curve``; the numbers are exact. The file is there as a whole or not at all.
 
     Args:
         net: a network, or a spline, whose path is empty.
         path: of the file; its folder is made when needed.
         tolerance: as in ``curve_table``.
         name_tolerance: as in ``curve_table``.
+        formula_tolerance: as in ``curve_table``.
 
     Raises:
         ValueError: as ``curve_tables``.
     """
-    text = json.dumps(_document(curve_tables(net, tolerance, name_tolerance)), indent=1, allow_nan=False) + "\n"
+    text = (
+        json.dumps(
+            _document(curve_tables(net, tolerance, name_tolerance, formula_tolerance)), indent=1, allow_nan=False
+        )
+        + "\n"
+    )
     _write(Path(path), lambda file: file.write(text.encode()))
 
 
-def save_npz(net: nn.Module, path: str | Path, tolerance: float | None = None, name_tolerance: float = 1e-3) -> None:
+def save_npz(
+    net: nn.Module,
+    path: str | Path,
+    tolerance: float | None = None,
+    name_tolerance: float = 1e-3,
+    formula_tolerance: float | None = 0.01,
+) -> None:
     """Write the curves of every ``LinearSpline`` as a NumPy archive without pickled objects.
 
-    ``header`` is the text of ``save_json`` with the names as the only content of the curves. The numbers are arrays
-    over all curves of all layers in the header's order: ``offsets`` (curves + 1,), with the knots of curve i at
+    ``header`` is the text of ``save_json`` with names and formulas alone of the curves. The numbers are arrays over all
+    curves of all layers in the header's order: ``offsets`` (curves + 1,), with the knots of curve i at
     ``knots[offsets[i] : offsets[i + 1]]``, ``values`` likewise, its slopes at
     ``slopes[offsets[i] + i : offsets[i + 1] + i + 1]``; ``value_at_0`` and ``error`` (curves,).
 
@@ -109,15 +128,16 @@ def save_npz(net: nn.Module, path: str | Path, tolerance: float | None = None, n
         path: of the file, used as it is; its folder is made when needed.
         tolerance: as in ``curve_table``.
         name_tolerance: as in ``curve_table``.
+        formula_tolerance: as in ``curve_table``.
 
     Raises:
         ValueError: as ``curve_tables``.
     """
-    tables = curve_tables(net, tolerance, name_tolerance)
+    tables = curve_tables(net, tolerance, name_tolerance, formula_tolerance)
     curves = [curve for table in tables.values() for curve in table.curves]
     header = _document(tables)
     for layer in header["layers"].values():
-        layer["curves"] = [{"name": curve["name"]} for curve in layer["curves"]]
+        layer["curves"] = [{key: curve[key] for key in _TEXTS} for curve in layer["curves"]]
     arrays = {
         name: np.array([number for curve in curves for number in getattr(curve, name)], dtype=np.float64)
         for name in _SEVERAL_A_CURVE

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from matplotlib.figure import Figure
 
-from tautnet.activations import AbstractActivation, LinearSpline, Slaf
-from tautnet.functional.linear_spline import evaluate
+from tautnet.activations import AbstractActivation, LinearSpline
+from tautnet.splines.curves import curve_values
 
 MAX_CURVES = 16
 
@@ -23,15 +23,14 @@ def plot_activation(activation: AbstractActivation, title: str, visited_lo: floa
     """
     reach = activation.grid_range if isinstance(activation, LinearSpline) else 0.0
     ends = min(-reach, visited_lo), max(reach, visited_hi)
-    parameter = next(activation.parameters())
-    x_S = torch.linspace(*ends, 400, device=parameter.device, dtype=parameter.dtype)
-    curves_CS = _curves(activation, x_S)
+    x_S = torch.linspace(*ends, 400, dtype=torch.float64)
+    curves_CS = curve_values(activation, x_S.unsqueeze(0))
     shown = torch.linspace(0, len(curves_CS) - 1, min(len(curves_CS), MAX_CURVES)).round().long().tolist()
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.axvspan(visited_lo, visited_hi, color="0.92", label="visited inputs")
     for channel in shown:
-        (line,) = axes.plot(x_S.float().cpu(), curves_CS[channel].float().cpu(), linewidth=1)
+        (line,) = axes.plot(x_S, curves_CS[channel], linewidth=1)
         if isinstance(activation, LinearSpline):
             positions_CK, values_CK = activation.points()
             active_K = torch.nn.functional.pad(activation.slope_changes()[channel].abs() > 1e-3, (1, 1)).cpu()
@@ -42,15 +41,3 @@ def plot_activation(activation: AbstractActivation, title: str, visited_lo: floa
     axes.legend(loc="upper left", fontsize=7)
     axes.grid(linewidth=0.3)
     return figure
-
-
-def _curves(activation: AbstractActivation, x_S: torch.Tensor) -> torch.Tensor:
-    """Values at x_S, one row a curve."""
-    if isinstance(activation, Slaf):
-        return activation.curves(x_S)  # a call in training mode would move its running statistics
-    if not isinstance(activation, LinearSpline):
-        return activation(x_S.expand(1, activation.num_channels, -1))[0]
-    positions_CK, values_CK = activation.points()
-    # in units of the curve's half-width, which a learned scale makes its own
-    x_1CS = (x_S.double().cpu() / positions_CK[:, -1:]).unsqueeze(0)
-    return evaluate(x_1CS, values_CK, 1.0)[0]

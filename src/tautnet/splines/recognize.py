@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tautnet.splines.expressions import line, number, times
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -20,6 +22,7 @@ class _Shape:
     offset: float
     left: float
     kinks: tuple[tuple[float, float], ...] = ()
+    expression: str = ""
 
     @property
     def right(self) -> float:
@@ -32,8 +35,27 @@ class _Shape:
         return y
 
 
+@dataclass(frozen=True)
+class Recognized:
+    """A known function.
+
+    Attributes:
+        name: for people, such as ``0.5 * relu``.
+        expression: as ``expressions.evaluate`` takes it, such as ``0.5*relu(x)``.
+    """
+
+    name: str
+    expression: str
+
+
 def recognize(positions: Array, values: Array, tolerance: float = 1e-3) -> str | None:
-    """Name of the known function that a piecewise linear curve is, or None.
+    """Name of the known function that a piecewise linear curve is, or None: that of ``recognized``."""
+    found = recognized(positions, values, tolerance)
+    return None if found is None else found.name
+
+
+def recognized(positions: Array, values: Array, tolerance: float = 1e-3) -> Recognized | None:
+    """The known function that a piecewise linear curve is, or None.
 
     Known are ``zero``, ``constant(c)``, ``identity``, ``affine(slope, offset)``, ``relu``, ``abs``,
     ``leaky_relu(slope)``, ``soft_threshold(λ)``, ``clip(lo, hi)``; all but the first four also as ``-name`` and, but
@@ -56,14 +78,15 @@ def recognize(positions: Array, values: Array, tolerance: float = 1e-3) -> str |
     for decimals in range(max(0, ceil(-log10(tolerance))) + 3):
         for shape in _affine(positions, values, decimals):
             if _is(shape, positions, values, tolerance):
-                return shape.name
+                return Recognized(shape.name, shape.expression)
         right = _rounded(_slope(positions, values, -2, -1), decimals)
         for factor in dict.fromkeys((1.0, -1.0, right)):
             if factor == 0:
                 continue
             for shape in _kinked(positions, values / factor, decimals):
                 if _is(shape, positions, values / factor, tolerance / abs(factor)):
-                    return {1.0: "", -1.0: "-"}.get(factor, f"{_text(factor)} * ") + shape.name
+                    name = {1.0: "", -1.0: "-"}.get(factor, f"{_text(factor)} * ") + shape.name
+                    return Recognized(name, times(factor, shape.expression))
     return None
 
 
@@ -96,24 +119,26 @@ def _text(value: float) -> str:
 
 
 def _affine(x: Array, y: Array, decimals: int) -> Iterator[_Shape]:
-    yield _Shape("zero", 0.0, 0.0)
+    yield _Shape("zero", 0.0, 0.0, expression="0")
     constant = _rounded(_middle(y), decimals)
-    yield _Shape(f"constant({_text(constant)})", constant, 0.0)
-    yield _Shape("identity", 0.0, 1.0)
+    yield _Shape(f"constant({_text(constant)})", constant, 0.0, expression=line(0.0, constant))
+    yield _Shape("identity", 0.0, 1.0, expression="x")
     slope = _rounded(_slope(x, y, 0, -1), decimals)
     offset = _rounded(_middle(y - slope * x), decimals)
-    yield _Shape(f"affine({_text(slope)}, {_text(offset)})", offset, slope)
+    yield _Shape(f"affine({_text(slope)}, {_text(offset)})", offset, slope, expression=line(slope, offset))
 
 
 def _kinked(x: Array, y: Array, decimals: int) -> Iterator[_Shape]:
-    yield _Shape("relu", 0.0, 0.0, ((0.0, 1.0),))
-    yield _Shape("abs", 0.0, -1.0, ((0.0, 2.0),))
+    yield _Shape("relu", 0.0, 0.0, ((0.0, 1.0),), "relu(x)")
+    yield _Shape("abs", 0.0, -1.0, ((0.0, 2.0),), "abs(x)")
     left = _rounded(float(y[0] / x[0]) if x[0] < 0 else 0.0, decimals)
-    yield _Shape(f"leaky_relu({_text(left)})", 0.0, left, ((0.0, 1.0 - left),))
+    yield _Shape(f"leaky_relu({_text(left)})", 0.0, left, ((0.0, 1.0 - left),), f"leaky_relu(x, {number(left)})")
     threshold = _rounded(float(x[-1] - y[-1] + y[0] - x[0]) / 2, decimals)
     if threshold > 0:
         name = f"soft_threshold({_text(threshold)})"
-        yield _Shape(name, threshold, 1.0, ((-threshold, -1.0), (threshold, 1.0)))
+        kinks = ((-threshold, -1.0), (threshold, 1.0))
+        yield _Shape(name, threshold, 1.0, kinks, f"softshrink(x, {number(threshold)})")
     lo, hi = _rounded(float(y[0]), decimals), _rounded(float(y[-1]), decimals)
     if lo < hi:
-        yield _Shape(f"clip({_text(lo)}, {_text(hi)})", lo, 0.0, ((lo, 1.0), (hi, -1.0)))
+        expression = f"clamp(x, {number(lo)}, {number(hi)})"
+        yield _Shape(f"clip({_text(lo)}, {_text(hi)})", lo, 0.0, ((lo, 1.0), (hi, -1.0)), expression)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf, isclose, isfinite, prod
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tautnet.activations.linear_spline import LinearSpline
 from tautnet.activations.relu_sum import ReluSum
 from tautnet.activations.spline_init import Sharing
+from tautnet.splines.formulas import formulas
 from tautnet.splines.recognize import recognize
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -31,6 +32,8 @@ class Curve:
         slopes: of the J + 1 pieces, the border lines included.
         value_at_0: which fixes an affine function too.
         error: largest difference from the original curve between its first and last knot.
+        formula: what the original curve is on its grid, see ``formulas``; None where nothing fits or was tried.
+        formula_error: relative, see ``Formula``; None without a formula.
     """
 
     name: str | None
@@ -39,6 +42,8 @@ class Curve:
     slopes: tuple[float, ...]
     value_at_0: float
     error: float = 0.0
+    formula: str | None = None
+    formula_error: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no function."""
@@ -123,7 +128,12 @@ class SplineTable:
         return knots_.view(len(self.curves), most), slopes_.view(len(self.curves), most + 1), value_at_0_C
 
 
-def curve_table(spline: LinearSpline, tolerance: float | None = None, name_tolerance: float = 1e-3) -> SplineTable:
+def curve_table(
+    spline: LinearSpline,
+    tolerance: float | None = None,
+    name_tolerance: float = 1e-3,
+    formula_tolerance: float | None = None,
+) -> SplineTable:
     """The curves of a spline by those of its knots that change the slope.
 
     Kept are the inner knots whose slope change exceeds ``tolerance`` in size. The curve is drawn anew through them and
@@ -139,6 +149,7 @@ def curve_table(spline: LinearSpline, tolerance: float | None = None, name_toler
             the largest |f(x)| on the grid, plus the largest |b x| of a linear term b, and eps that of their dtype
             (of float32 for smaller ones, where it would change the function visibly).
         name_tolerance: of ``recognize``.
+        formula_tolerance: of ``formulas``; None to look for none, which is faster.
 
     Raises:
         ValueError: a tolerance out of range, or a spline that is not finite.
@@ -157,11 +168,20 @@ def curve_table(spline: LinearSpline, tolerance: float | None = None, name_toler
         _curve(positions, values, _kept(positions, values, tolerance, rounding), name_tolerance)
         for positions, values, rounding in zip(positions_CK, values_CK, rounding_C, strict=True)
     )
+    if formula_tolerance is not None:
+        found = formulas(spline, tolerance=formula_tolerance)
+        curves = tuple(
+            curve if f.kind == "nearest" else replace(curve, formula=f.expression, formula_error=f.error)
+            for curve, f in zip(curves, found, strict=True)
+        )
     return SplineTable(spline.num_channels, spline.sharing, spline.spatial_shape, spline.grid_range, curves)
 
 
 def curve_tables(
-    net: nn.Module, tolerance: float | None = None, name_tolerance: float = 1e-3
+    net: nn.Module,
+    tolerance: float | None = None,
+    name_tolerance: float = 1e-3,
+    formula_tolerance: float | None = None,
 ) -> dict[str, SplineTable]:
     """``curve_table`` of every ``LinearSpline`` in a network, by path; of a shared one under each of its paths.
 
@@ -169,6 +189,7 @@ def curve_tables(
         net: a network, or a spline, whose path is empty.
         tolerance: as in ``curve_table``.
         name_tolerance: as in ``curve_table``.
+        formula_tolerance: as in ``curve_table``.
 
     Raises:
         ValueError: no ``LinearSpline`` in ``net``, or as ``curve_table``.
@@ -176,7 +197,8 @@ def curve_tables(
     splines = {path: m for path, m in net.named_modules(remove_duplicate=False) if isinstance(m, LinearSpline)}
     if not splines:
         raise ValueError(f"net={type(net).__name__}: a network with a LinearSpline")
-    tables = {spline: curve_table(spline, tolerance, name_tolerance) for spline in dict.fromkeys(splines.values())}
+    settings = (tolerance, name_tolerance, formula_tolerance)
+    tables = {spline: curve_table(spline, *settings) for spline in dict.fromkeys(splines.values())}
     return {path: tables[spline] for path, spline in splines.items()}
 
 
