@@ -47,7 +47,7 @@ LOOK = ["callbacks.lipschitz.num_samples=10000", "callbacks.lipschitz.every_n_ep
 FIT = {
     "splines": ["experiment=fit_1d", *LOOK, "callbacks.splines.figure_every_n_epochs=200"],
     "absolute value": ["experiment=fit_1d", *LOOK, "activation=absolute"],
-    "GroupSort (pairs: MaxMin)": ["experiment=fit_1d", *LOOK, "activation=groupsort"],
+    "MaxMin (GroupSort, pairs)": ["experiment=fit_1d", *LOOK, "activation=maxmin"],
     "relu": ["experiment=fit_1d", *LOOK, "activation=relu"],
 }
 

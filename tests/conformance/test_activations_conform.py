@@ -11,7 +11,7 @@ from tautnet.optim.roles import parameters_by_role
 
 CHANNELS = 6
 SHAPES = [(5, CHANNELS), (5, CHANNELS, 4), (5, CHANNELS, 4, 3), (0, CHANNELS, 2)]
-ACROSS_CHANNELS = ["groupsort"]  # no function of single elements: a channel has no slopes
+ACROSS_CHANNELS = ["groupsort", "maxmin"]  # no function of single elements: a channel has no slopes
 BY_BATCH = ["slaf", "slaf_2", "slaf_7"]  # statistics of the batch in training
 ELEMENTWISE = [option for option in options("activation") if option not in ACROSS_CHANNELS]
 

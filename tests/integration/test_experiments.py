@@ -43,7 +43,7 @@ def test_two_spline_neurons_separate_the_circle_where_relu_cannot(command, tmp_p
     assert found["relu"] < 0.8
 
 
-@pytest.mark.parametrize("activation", ["spline_1d", "absolute", "groupsort", "relu"])
+@pytest.mark.parametrize("activation", ["spline_1d", "absolute", "maxmin", "relu"])
 def test_every_net_of_the_fit_is_1_lipschitz_from_the_start(settings, activation):
     net = net_of(settings, "experiment=fit_1d", f"activation={activation}")
     report = lipschitz_bound(net, (1,))

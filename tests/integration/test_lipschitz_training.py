@@ -26,7 +26,7 @@ def net_of(settings, *overrides):
 
 
 @pytest.mark.parametrize(
-    "overrides", [(), ("activation=groupsort", "~activation.init"), ("model.net.layers_per_block=2",)]
+    "overrides", [(), ("activation=maxmin", "~activation.init"), ("model.net.layers_per_block=2",)]
 )
 def test_every_net_of_the_1_lipschitz_experiment_is_1_lipschitz(settings, overrides):
     net = net_of(settings, "experiment=lipschitz_1", *overrides)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tautnet.activations import Absolute, GroupSort
+from tautnet.activations import Absolute, GroupSort, MaxMin
 from tautnet.export import plain_net
 from tautnet.export.program import traced
 from tautnet.lipschitz import lipschitz_bound, lipschitz_lower
@@ -115,6 +115,11 @@ def test_no_channels_are_refused():
 def test_no_groups_are_refused(group_size):
     with pytest.raises(ValueError, match=rf"^group_size={group_size}: an integer of at least 2, or full$"):
         GroupSort(4, group_size)
+
+
+def test_maxmin_is_its_name_for_pairs():
+    x = torch.randn(3, 5)
+    assert torch.equal(MaxMin(5)(x), GroupSort(5, 2)(x))
 
 
 def test_absolute_value():

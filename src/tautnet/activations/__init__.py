@@ -2,7 +2,7 @@
 
 from tautnet.activations.base import AbstractActivation
 from tautnet.activations.fixed import ELU, GELU, Absolute, LeakyReLU, ReLU, Tanh
-from tautnet.activations.group_sort import GroupSort
+from tautnet.activations.group_sort import GroupSort, MaxMin
 from tautnet.activations.linear_spline import LinearSpline
 from tautnet.activations.prelu import PReLU
 from tautnet.activations.relu_sum import ReluSum
@@ -16,6 +16,7 @@ __all__ = [
     "GroupSort",
     "LeakyReLU",
     "LinearSpline",
+    "MaxMin",
     "PReLU",
     "ReLU",
     "ReluSum",

@@ -73,3 +73,6 @@ class GroupSort(AbstractLayer):
 
 def _falling(x: Tensor, dim: int) -> Tensor:
     return x if x.shape[dim] == 1 else x.sort(dim=dim, descending=True).values
+
+
+MaxMin = GroupSort  # the name for groups of two, its default
