@@ -3,7 +3,9 @@
 import pytest
 import torch
 from test_kernels import needs_compiler
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import normalize
+from torch.utils.flop_counter import FlopCounterMode
 
 from tautnet.kernels import spectral
 from tautnet.normalizers.power_iteration import TopSingularVectors
@@ -90,3 +92,23 @@ def test_buffers_of_another_type_are_followed_in_torch(buffers):
     assert u.dtype == v.dtype == torch.float32
     assert not torch.equal(vectors.u_GO, before)
     assert vectors.u_GO.dtype == buffers
+
+
+def test_what_has_no_values_in_memory_goes_another_way():
+    matrix = torch.randn(3, 4)
+    assert spectral.serves(matrix)
+    assert not spectral.serves(matrix, matrix.T)
+    assert not spectral.serves(matrix, matrix.double())
+    assert not spectral.serves(matrix[:0])
+    with FakeTensorMode():
+        assert not spectral.serves(torch.randn(3, 4))
+    with FlopCounterMode(display=False):
+        assert not spectral.serves(matrix)
+
+
+def test_an_iteration_counts_as_a_change_of_the_vectors():
+    matrix, u, v, probe = case((3, 4))
+    versions = u._version, v._version
+    spectral.follow_(matrix, probe, torch.full_like(u, torch.nan), u, v, 1)
+    assert u._version > versions[0]
+    assert v._version > versions[1]

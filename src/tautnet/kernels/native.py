@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tautnet.kernels.layout import dense_like, layout_of
 
@@ -79,6 +79,13 @@ def _call(direction: str, tensors: tuple[Tensor, ...], x: Tensor, coefficients_C
         num_cells / (2 * grid_range),
         num_threads(x.numel()),
     )
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether the memory of a CPU holds the tensors' values as they are, and nothing looks at what is done to them."""
+    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:  # type: ignore[attr-defined, no-untyped-call]
+        return False
+    return all(t.device.type == "cpu" and type(t) in (Tensor, nn.Parameter) and not t.is_neg() for t in tensors)
 
 
 def num_threads(num_elements: int) -> int:

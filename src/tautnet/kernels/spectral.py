@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from tautnet.kernels import native
 
@@ -27,10 +28,10 @@ _SIGNATURES: dict[str, tuple[int, list[type], type | None]] = {
 
 def serves(*tensors: Tensor) -> bool:
     """Whether the library is there and takes these tensors."""
-    first = tensors[0]
-    if first.dtype not in _NAMES or any(t.device.type != "cpu" or t.dtype != first.dtype for t in tensors):
+    dtype = tensors[0].dtype
+    if dtype not in _NAMES or not native.readable(*tensors):
         return False
-    return all(t.is_contiguous() and t.numel() > 0 for t in tensors) and _library() is not None
+    return all(t.dtype == dtype and t.is_contiguous() and t.numel() > 0 for t in tensors) and _library() is not None
 
 
 def follow_(
@@ -39,6 +40,7 @@ def follow_(
     """Power iterations on u and v if A times the probe is not what was seen; copies of u and v at length 1."""
     unit_O, unit_I = torch.empty_like(u_O), torch.empty_like(v_I)
     _call("follow", matrix_OI, (matrix_OI, probe_I, seen_O, u_O, v_I, unit_O, unit_I), iterations)
+    increment_version((seen_O, u_O, v_I))
     return unit_O, unit_I
 
 
