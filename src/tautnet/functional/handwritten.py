@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def watched(x: Tensor) -> bool:
-    """Whether anything but autograd looks at the operations on x: torch.compile, torch.func, the meta device."""
+    """Whether anything but autograd looks at what is done to x: torch.compile, torch.func, a trace, the meta device."""
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return transformed or x.device.type == "meta"
+    return transformed or torch._C._get_tracing_state() is not None or x.device.type == "meta"
 
 
 def differentiated_again(grad: Tensor) -> bool:

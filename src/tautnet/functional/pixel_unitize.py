@@ -6,19 +6,24 @@ f = gamma_c (alpha_c r + 1 - alpha_c), y = f xh + beta_c. Backwards, from g = dL
     dL/dbeta = sum g,    dL/dalpha = gamma sum (r - 1) t,    dL/dgamma = sum t + alpha sum (r - 1) t,
     h = dL/dxh = f g - kappa r^3 (sum_c gamma_c alpha_c t) xh,
 
-sums over samples and positions unless over c, and batch normalisation takes h to dL/dx.
+sums over samples and positions unless over c, and batch normalisation takes h to dL/dx: with the running statistics
+dL/dx = h / sqrt(var_c + eps), with those of the batch, of m values a channel,
+
+    dL/dx = (h - [sum h + xh sum (h xh)] / m) / sqrt(var_c + eps).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tautnet.functional.batch_statistics import update_running_
 from tautnet.functional.handwritten import differentiated_again, plain_gradients, watched
 from tautnet.functional.unitize import inverse_norm, mixed
+from tautnet.kernels import native, unitize
 
 Formula = Callable[..., tuple[Tensor, ...]]  # (x, alpha, gamma, beta) -> (y, *statistics)
 
@@ -43,33 +48,79 @@ def unitized_formula(
 
 
 def unitized_by_position(
-    x: Tensor,
-    formula: Formula,
-    running: tuple[Tensor, Tensor] | None,
-    vectors: tuple[Tensor, ...],
-    kappa: float,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    """The value and, without running statistics, the batch's mean and variance, (C,), the latter times m / (m - 1).
+    x: Tensor, formula: Formula, batch_norm: nn.BatchNorm1d, vectors: tuple[Tensor, ...], kappa: float
+) -> Tensor:
+    """The value; in training by the batch's statistics, which the running ones follow, else by the running ones.
 
-    Of large tensors only ``x`` is saved for the backward pass. Computed in float32 at least.
+    Of large tensors only ``x`` is saved for the backward pass. Computed in float32 at least; on a CPU with a compiler
+    float32 and float64 by one operator, with the same bits for any number of threads.
 
     Args:
         x: shape (N, C, *).
         formula: the same in operations that autograd knows, for what has to be traced, transformed or differentiated
-            twice, and for fewer than two values a channel.
-        running: mean and variance to normalise with; None for the batch's.
+            twice, and for fewer values a channel than statistics need. In training it gives the batch's mean and
+            variance too, (C,), the latter times m / (m - 1).
+        batch_norm: with C channels, whose mode, eps and running statistics count.
         vectors: alpha, gamma and beta, each (C,) or (1,).
-        kappa: factor of the squared norm.
-        eps: added to it and to the variance.
+        kappa: factor of the squared norm, to which eps is added.
     """
-    if watched(x) or x[:, 0].numel() < 2:
-        return formula(x, *vectors)
-    return _unitized(x, formula, running, kappa, eps, *vectors)
+    training, eps = batch_norm.training, batch_norm.eps
+    momentum = batch_norm.momentum if training else 0.0
+    running_mean, running_var = batch_norm.running_mean, batch_norm.running_var
+    assert running_mean is not None
+    assert running_var is not None
+    running = (running_mean, running_var)
+    if watched(x) or x.numel() < x.shape[1] * (2 if training else 1):
+        y, *statistics = formula(x, *vectors)
+    elif (training and not momentum) or momentum is None or not _is_for_kernel(x, *vectors, *running):
+        y, *statistics = _unitized(x, formula, None if training else running, kappa, eps, *vectors)
+    else:
+        y, state = unitize.forward(x, vectors, running, momentum, kappa, eps)
+        if training:
+            assert batch_norm.num_batches_tracked is not None
+            batch_norm.num_batches_tracked.add_(1)
+        return _with_gradient(x, (y, state), formula, training, kappa, *vectors) if torch.is_grad_enabled() else y
+    if training:
+        update_running_(batch_norm, *statistics)
+    return y
+
+
+def _is_for_kernel(x: Tensor, *others: Tensor) -> bool:
+    """Whether the compiled operator can have these."""
+    if x.dtype not in unitize.DTYPES or not native.readable(x, *others):
+        return False
+    return all(t.dtype == x.dtype and t.is_contiguous() for t in others) and unitize.available()
+
+
+class _WithGradient(torch.autograd.Function):
+    """The derivative of what the compiled operator has done."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        done: tuple[Tensor, Tensor],
+        formula: Formula,
+        in_batch: bool,
+        kappa: float,
+        *vectors: Tensor,
+    ) -> Tensor:
+        y, state = done
+        ctx.save_for_backward(x, *vectors, state)
+        ctx.formula, ctx.in_batch, ctx.kappa = formula, in_batch, kappa
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, alpha, weight, bias, state = ctx.saved_tensors
+        if differentiated_again(grad):
+            return _plain_gradients(ctx, grad, x, alpha, weight, bias)
+        grad_x, *grads = unitize.backward(grad.resolve_neg(), x, state, (alpha, weight), ctx.kappa, ctx.in_batch)
+        return grad_x, None, None, None, None, *_shaped_like((alpha, weight, bias), grads)
 
 
 class _Unitized(torch.autograd.Function):
-    """The formulas at the head of this file."""
+    """The same in operations of torch, for other devices and dtypes."""
 
     @staticmethod
     def forward(
@@ -95,11 +146,8 @@ class _Unitized(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, *vectors, r, mean_C, inverse_C = ctx.saved_tensors
-        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
         if differentiated_again(grad):
-            inputs = (x, *vectors)
-            grad_x, *others = plain_gradients(lambda *given: ctx.formula(*given)[0], inputs, grad, needed)
-            return grad_x, None, None, None, None, *others
+            return _plain_gradients(ctx, grad, x, *vectors)
         wide, grad, dims = _wide(x), _wide(grad), [0, *range(2, x.dim())]
         alpha, weight = (_column(vector.to(wide.dtype), x) for vector in vectors[:2])
         normalised = torch.sub(wide, _column(mean_C, x)).mul_(_column(inverse_C, x))
@@ -111,13 +159,27 @@ class _Unitized(torch.autograd.Function):
             along, shifted_C = (product * mix).sum(1), product.mul_(r - 1).sum(dims)
         pulled = r * r * r * (-ctx.kappa * along.unsqueeze(1))
         grads = (weight.flatten() * shifted_C, torch.addcmul(sum_C, alpha.flatten(), shifted_C), grad_bias)
-        others = [g.sum_to_size(v.shape).to(v.dtype) for g, v in zip(grads, vectors, strict=True)]
         factor = torch.addcmul(weight - mix, r, mix)
         h = torch.mul(factor, grad, out=product).addcmul_(normalised, pulled)
-        return _through_statistics(h, wide, mean_C, inverse_C, ctx).to(x.dtype), None, None, None, None, *others
+        grad_x = _through_statistics(h, wide, mean_C, inverse_C, ctx).to(x.dtype)
+        others = [g.to(v.dtype) for g, v in zip(_shaped_like(vectors, grads), vectors, strict=True)]
+        return grad_x, None, None, None, None, *others
 
 
+_with_gradient: Callable[..., Tensor] = _WithGradient.apply
 _unitized: Callable[..., tuple[Tensor, ...]] = _Unitized.apply
+
+
+def _plain_gradients(ctx: Any, grad: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:
+    """What the formula's operations give."""
+    needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
+    grad_x, *others = plain_gradients(lambda *given: ctx.formula(*given)[0], inputs, grad, needed)
+    return grad_x, None, None, None, None, *others
+
+
+def _shaped_like(vectors: Iterable[Tensor], grads: Iterable[Tensor]) -> list[Tensor]:
+    """Gradients (C,) of vectors of (C,) or (1,)."""
+    return [g if g.numel() == v.numel() else g.sum(0, keepdim=True) for g, v in zip(grads, vectors, strict=True)]
 
 
 def _normalised(x: Tensor, running: tuple[Tensor, Tensor] | None, eps: float) -> tuple[Tensor, ...]:

@@ -83,7 +83,7 @@ def _call(direction: str, tensors: tuple[Tensor, ...], x: Tensor, coefficients_C
 
 def readable(*tensors: Tensor) -> bool:
     """Whether the memory of a CPU holds the tensors' values as they are, and nothing looks at what is done to them."""
-    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:  # type: ignore[attr-defined, no-untyped-call]
+    if torch._C._len_torch_dispatch_stack() > 0:
         return False
     return all(t.device.type == "cpu" and type(t) in (Tensor, nn.Parameter) and not t.is_neg() for t in tensors)
 

@@ -126,10 +126,10 @@ class Unitize(AbstractLayer, Projected, Synchronised):
 
     def _vectors(self) -> tuple[Tensor, Tensor, Tensor]:
         """alpha, gamma and beta in force."""
-        alpha = self.mixing()
-        if self.weight is None or self.bias is None:
+        alpha, weight, bias = self.mixing(), self.weight, self.bias
+        if weight is None or bias is None:
             return alpha, alpha.new_ones(1), alpha.new_zeros(1)
-        return alpha, self.weight, self.bias
+        return alpha, weight, bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *) to the same shape and dtype."""
@@ -167,15 +167,10 @@ class Unitize(AbstractLayer, Projected, Synchronised):
             mean_C, var_C, *kept = statistics_in_force(batch_norm, training, *given)
             return unitized_formula(x, vectors, mean_C, (var_C + self.eps).rsqrt(), kappa, self.eps), *kept
 
-        if training and (self.unbiased_train_var or self.ranks() is not None):
-            y, *statistics = formula(x, *self._vectors())
-        else:
-            assert batch_norm.running_mean is not None
-            assert batch_norm.running_var is not None
-            running = None if training else (batch_norm.running_mean, batch_norm.running_var)
-            y, *statistics = unitized_by_position(x, formula, running, self._vectors(), kappa, self.eps)
-        if training:
-            update_running_(batch_norm, *statistics)
+        if not training or (self.ranks() is None and not self.unbiased_train_var):
+            return unitized_by_position(x, formula, batch_norm, self._vectors(), kappa)
+        y, *statistics = formula(x, *self._vectors())
+        update_running_(batch_norm, *statistics)
         return y
 
     def project_(self) -> None:
