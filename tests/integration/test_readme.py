@@ -18,7 +18,10 @@ from tautnet.quoting import quoted
 
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 CODE = {  # in blocks and in the cells of tables
-    name: "\n".join(a + b for a, b in re.findall(r"^```\n(.*?)^```|`(python train[^`]*)`", text, re.M | re.S))
+    name: "\n".join(
+        block * (language == "") + cell
+        for language, block, cell in re.findall(r"^```(\w*)\n(.*?)^```|`(python train[^`]*)`", text, re.M | re.S)
+    )
     for name, text in PAGES.items()
 }
 COMMAND = re.compile(r"^(?:[\w./-]+ )*?(?:python )?train\.py(?= |$)(.*?)(?:\s+#.*)?$", re.M)
