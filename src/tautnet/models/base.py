@@ -81,7 +81,7 @@ class AbstractModel(pl.LightningModule, ABC):
         self._total_steps = inf
         self._warned: set[str] = set()  # stages
         self._projected = [module for module in self.modules() if isinstance(module, Projected)]
-        self._parametrised = parametrised_layers(self.net)
+        self.parametrised = parametrised_layers(self.net)
 
     @abstractmethod
     def task_loss(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
@@ -107,7 +107,7 @@ class AbstractModel(pl.LightningModule, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output."""
-        with nullcontext() if torch.compiler.is_compiling() else weights_at_once(self._parametrised):
+        with nullcontext() if torch.compiler.is_compiling() else weights_at_once(self.parametrised):
             return self.net(x)
 
     @property

@@ -18,5 +18,6 @@ def share_out_(model: AbstractModel) -> None:
         if not isinstance(model.net, FSDPModule):
             assert model.device_mesh is not None
             fully_shard(model.net, mesh=model.device_mesh["data_parallel"], reshard_after_forward=False)
+            model.parametrised.clear()  # until the net is called a rank has parts of what their weights are made of
 
     vars(model)["configure_model"] = configure_model
